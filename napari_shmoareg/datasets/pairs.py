@@ -96,6 +96,10 @@ class NamedPairs(Sequence[Conformed]):
         """The pairs at some indices."""
         return self.renamed([self.names[n] for n in indices])
 
+    def names_of(self, index: int) -> Names:
+        """The two scans of a pair."""
+        return self.names[index]
+
     def pair_name(self, index: int) -> str:
         """The two scans of a pair, as text."""
         return " and ".join(self.names[index])

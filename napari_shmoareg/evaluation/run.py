@@ -225,6 +225,11 @@ def part_from_run(run: str | Path, part: str = "test") -> RunChoice:
     """
     folder = RunFolder(run)
     plan = read_plan(folder.run_json)
+    if not isinstance(plan.dataset, DatasetChoice):
+        raise InputError(
+            f"The run in {folder.path} was trained on synthetic pairs, so it has no scans. Give a"
+            f" data set, and the weights {folder.weights}."
+        )
     if not folder.split.is_file():
         raise InputError(
             f"{folder.path} has no split yet (there is no {folder.split.name}). Start the run"

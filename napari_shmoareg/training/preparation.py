@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
+
+import torch
 
 from napari_shmoareg.datasets.dataset import PARTS
 from napari_shmoareg.datasets.pairs import NamedPairs, spread_evenly, unordered_pairs
@@ -20,13 +22,20 @@ from napari_shmoareg.training.plan import (
     files_of,
     reference_of,
 )
+from napari_shmoareg.training.recipes import (
+    split_subjects,
+    torso_validation_pairs,
+    validation_pairs,
+)
 from napari_shmoareg.training.run_folder import RunFolder
+from napari_shmoareg.training.synthesis import Subject, SyntheticPairs
 
 if TYPE_CHECKING:
     from napari_shmoareg.datasets import Checkup, Dataset
 
 
 T = TypeVar("T")
+KIND_MEASURES = ("before", "after", "folding")
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,8 @@ class TrainingData:
 
     Attributes
     ----------
-    train, validation : NamedPairs
+    train : NamedPairs or SyntheticPairs
+    validation : NamedPairs
     scans : dict of str to int
         Number of scans in each part of the split.
     pairs : dict of str to int
@@ -44,14 +54,22 @@ class TrainingData:
         Network grids of one pair, in training and in registration.
     problems : tuple of str
         Warnings of the check-up.
+    kinds : tuple of str
+        Of synthetic pairs: the kind of each validation pair, "maps" or "torso".
     """
 
-    train: NamedPairs
+    train: NamedPairs | SyntheticPairs
     validation: NamedPairs
     scans: dict[str, int]
     pairs: dict[str, int]
     grids: tuple[tuple[int, ...], tuple[int, ...]]
     problems: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+
+    @property
+    def kind_measures(self) -> list[str]:
+        """Names of the measures of each kind."""
+        return [f"{kind}_{name}" for kind in dict.fromkeys(self.kinds) for name in KIND_MEASURES]
 
 
 def prepare_data(
@@ -134,6 +152,32 @@ def prepare_data(
     if group.is_main and before is None:
         write_division(folder.split, division)
     return data
+
+
+def synthetic_data(
+    plan: Plan, subjects: Sequence[Subject], device: torch.device
+) -> Generator[Event, None, TrainingData]:
+    """Make the pairs of a run on synthetic pairs, yielding events "phase"; those for training are
+    generated on the device.
+    """
+    yield phase("preparing", 0.0, "making pairs")
+    recipe, size = plan.synthetic.recipe, plan.network_config.size
+    drawing, count = recipe.drawing, plan.run.validation_pairs
+    made = {"maps": validation_pairs(subjects, drawing, size=size, count=count) if subjects else []}
+    made["torso"] = torso_validation_pairs(drawing, size=size, count=count) if drawing.torso else []
+    kinds = [(kind, number) for kind, pairs in made.items() for number in range(len(pairs))]
+    names = [(f"{kind}-{number}-moving", f"{kind}-{number}-fixed") for kind, number in kinds]
+    drawn = dict(zip(names, [*made["maps"], *made["torso"]], strict=True))
+    train = recipe.pairs(subjects, device)
+    learners, held_out = split_subjects(subjects)
+    return TrainingData(
+        train=train,
+        validation=NamedPairs(names, lambda moving, fixed: drawn[moving, fixed]),
+        scans={"train": len(learners), "validation": len(held_out), "test": 0},
+        pairs={"train": len(train), "validation": len(drawn), "test": 0},
+        grids=(tuple(train[0].grid.shape), (size,) * 3),
+        kinds=tuple(kind for kind, _ in kinds),
+    )
 
 
 def _training_data(

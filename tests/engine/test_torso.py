@@ -15,7 +15,8 @@ from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 from napari_shmoareg.registration import losses
 from napari_shmoareg.registration.intensity import Intensity
-from napari_shmoareg.training.recipes import recipe, torso_validation_pairs, validate
+from napari_shmoareg.training.recipes import recipe, torso_validation_pairs
+from napari_shmoareg.training.run_writer import measures_of_kind
 from napari_shmoareg.training.synthesis import Subject, SyntheticPairs
 from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 from napari_shmoareg.training.torso import drawing as drawing_module
@@ -31,6 +32,7 @@ from napari_shmoareg.training.torso.contrast import (
     to_unit,
 )
 from napari_shmoareg.training.torso.drawing import draw_torso
+from napari_shmoareg.training.validation import validate
 
 BOX = ((-225, -190, -270), (225, 160, 230))
 SPACING = 6.0
@@ -253,7 +255,8 @@ def test_validation_shows_whole_torsos_of_two_people():
     found = torso_validation_pairs(SynthesisSettings(torso=0.2), size=24, count=2)
     assert all(max(pair.grid.shape) == 24 and pair.moving_labels.shape[1] > 5 for pair in found)
     network = SHMoAReg(SHMoARegConfig.preset("tiny"))
-    before, after, folding = validate(network, found)
+    result = measures_of_kind(validate(network, found), "torso")
+    before, after, folding = (result[f"torso_{name}"] for name in ("before", "after", "folding"))
     assert after == pytest.approx(before, abs=2e-3) and folding == 0 and 0.1 < before < 0.9
 
 

@@ -23,7 +23,7 @@ from napari_shmoareg.plugin.fine_tune.run_box import (
     inspect_folder,
 )
 
-WEIGHTS = ("best.safetensors", "last.safetensors")
+WEIGHTS = ("weights.safetensors", "best.safetensors", "last.safetensors")
 NO_FOLDER = "Name a run folder"
 NOT_WRITTEN = (
     "Open layers are written to disk when the run starts. The command can be copied afterwards."
@@ -93,7 +93,7 @@ class RequestBuilder(QObject):
 
     @property
     def weights(self) -> Path | None:
-        """The best, else the last weights of the run; None if there are none."""
+        """The weights to use of the run, as `RunFolder.weights`; None if there are none."""
         paths = [] if self.folder is None else [self.folder / name for name in WEIGHTS]
         return next((path for path in paths if path.is_file()), None)
 

@@ -276,7 +276,7 @@ def test_the_weights_of_unigradicon_reach_it_and_stand_in_the_plan(evaluate, uni
         (("--against", "nowhere"), "holds no evaluation"),
         (
             ("--run", "nowhere"),
-            "nowhere is not the folder of a fine-tune run .*Give the folder of a run",
+            "nowhere is not the folder of a training run .*Give the folder of a run",
         ),
     ],
 )

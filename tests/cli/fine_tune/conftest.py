@@ -209,7 +209,7 @@ def same_runs():
     optimiser, bit for bit.
     """
 
-    def same(one: Path, other: Path) -> bool:
+    def same(one: Path, other: Path, *, pretrained: bool = False) -> bool:
         for name in ("metrics", "validation", "loads", "skipped"):
             tables = [
                 (run / f"{name}.csv").read_text(encoding="utf-8").splitlines()
@@ -218,7 +218,7 @@ def same_runs():
             if name in ("metrics", "validation"):  # seconds are the last column
                 tables = [[line.rpartition(",")[0] for line in table] for table in tables]
             assert tables[0] == tables[1], name
-        for name in ("best", "last", "training"):
+        for name in ("best", "weights" if pretrained else "last", "training"):
             found, wanted = (load_file(run / f"{name}.safetensors") for run in (one, other))
             assert found.keys() == wanted.keys()
             differ = [
