@@ -24,7 +24,7 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
 from napari_shmoareg.io import read_registration
-from napari_shmoareg.plugin.controls.strips import CellStrip
+from napari_shmoareg.plugin.controls.bars import BoxChart
 from napari_shmoareg.plugin.layers import add_layers, layers_of, layers_of_pair
 from napari_shmoareg.plugin.opening import dock
 
@@ -34,13 +34,13 @@ class PaintTimes:
 
     def __init__(self, viewer: Viewer) -> None:
         self.strips = self.canvas = float("nan")
-        original = CellStrip.paintEvent
+        original = BoxChart.paintEvent
 
-        def paint(strip: CellStrip, event: QPaintEvent | None) -> None:
+        def paint(strip: BoxChart, event: QPaintEvent | None) -> None:
             original(strip, event)
             self.strips = time.perf_counter()
 
-        CellStrip.paintEvent = paint  # type: ignore[method-assign, assignment]
+        BoxChart.paintEvent = paint  # type: ignore[method-assign, assignment]
         scene = viewer.window._qt_viewer.canvas._scene_canvas
         scene.events.draw.connect(self._drawn, position="last")
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from qtpy.QtWidgets import QCheckBox, QComboBox, QDoubleSpinBox, QSlider
 
 from napari_shmoareg.experts.maps import expert_maps, times_chosen, token_loads
 from napari_shmoareg.io import save_network
@@ -69,9 +70,8 @@ def test_the_load_of_a_head_is_that_of_the_report(panel, registration, choose):
         if entry["part"] != "encoder":
             continue
         head = int(np.argmin(entry["share"]))
-        choose(panel.encoder.layer, entry["layer"])
-        choose(panel.encoder.image, entry["image"])
-        choose(panel.encoder.block, entry["block"])
+        for field in ("layer", "image", "block"):
+            choose(panel.encoder.where.fields[field], entry[field])
         choose(panel.encoder.head, head)
         assert (
             f"Head {head} has {100 * entry['share'][head]:.1f} % of the selections"
@@ -85,9 +85,8 @@ def test_a_head_map_is_filled_anew_in_place_on_its_own_grid(panel, model, regist
     loads = {load.gate[1:4]: load for load in token_loads(registration)}
     assert len({load.stride for load in loads.values()}) > 1, "one grid only: nothing to see"
     for (number, block, image), load in loads.items():
-        choose(panel.encoder.layer, number)
-        choose(panel.encoder.image, image)
-        choose(panel.encoder.block, block)
+        for field, value in (("layer", number), ("image", image), ("block", block)):
+            choose(panel.encoder.where.fields[field], value)
         choose(panel.encoder.head, 1)
         assert showing.head_layer(model, 1) is layer and tag(layer, "load") is load
         token = np.unravel_index(load.values[..., 1].argmax(), load.grid.shape)
@@ -101,7 +100,8 @@ def test_how_often_a_head_was_chosen_counts_over_the_blocks(panel, model, regist
     panel.encoder.counted.click()
     layer = showing.head_layer(model, 1)
     load, head = tag(layer, "load"), tag(layer, "head")
-    assert load in times_chosen(registration) and not panel.encoder.block.isEnabled()
+    assert load in times_chosen(registration)
+    assert not panel.encoder.where.fields["block"].isEnabled()
     assert (
         layer.contrast_limits == [0, load.values.max()]
         and layer.data.max() == load.values[..., head].max()
@@ -321,15 +321,9 @@ def test_a_removed_layer_only_takes_its_own_control_away(panel, model):
 
 def test_every_control_says_what_it_does(panel):
     sections = (panel.decoder, panel.encoder, panel.gates, panel.deformation)
-    controls = [
-        c for s in sections for c in (*vars(s).values(), *getattr(s, "switches", {}).values())
-    ]
-    named = [
-        c
-        for c in controls
-        if hasattr(c, "toolTip") and type(c).__name__ in ("QCheckBox", "QComboBox", "QSlider")
-    ]
-    assert len(named) > 17 and all(control.toolTip() for control in named)
+    kinds = (QCheckBox, QComboBox, QSlider, QDoubleSpinBox)
+    controls = [c for s in sections for kind in kinds for c in s.findChildren(kind)]
+    assert len(controls) > 24 and all(control.toolTip() for control in controls)
 
 
 @pytest.mark.slow

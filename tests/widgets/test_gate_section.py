@@ -51,11 +51,10 @@ def test_every_gate_can_be_shown_and_each_value_stands_at_its_cell(
     choose(section.measure, measure)
     layer = gate_layers.gate_layer(model, 1)
     for gate in gate_values(registration):
-        where = f"direction {gate.direction}"
-        if gate.part == "encoder":
-            where = f"block {gate.block}, {gate.image} image"
-        choose(section.layer, f"{gate.part} {gate.layer}")
-        choose(section.which, where)
+        choose(section.where.part, gate.part)
+        for field in ("layer", "block", "image", "direction"):
+            if getattr(gate.gate, field) is not None:
+                choose(section.where.fields[field], getattr(gate.gate, field))
         assert gate_layers.gate_layer(model, 1) is layer and tag(layer, "gate") is gate
         assert layer.name == f"#1 gate {measure} of {gate_layers.short_gate_name(gate.gate)}"
         assert layer.interpolation2d == "nearest"
@@ -127,10 +126,13 @@ def test_the_sentence_tells_the_quartiles_and_the_colours_can_be_spread(
 
 
 def test_another_layer_keeps_the_image_that_was_looked_at(section, model, choose):
-    choose(section.layer, "encoder 2")
-    choose(section.which, "block 1, fixed image")
-    choose(section.layer, "encoder 1")
-    assert section.which.currentData() == "block 0, fixed image"
+    fields = section.where.fields
+    choose(section.where.part, "encoder")
+    for field, value in (("layer", 2), ("block", 1), ("image", "moving")):
+        choose(fields[field], value)
+    choose(fields["layer"], 1)
+    assert section.where.gates == [("encoder", 1, 0, "moving", None)]
+    assert tag(gate_layers.gate_layer(model, 1), "gate").gate == section.where.gates[0]
 
 
 def test_a_folder_without_gate_values_says_that_they_were_not_kept(

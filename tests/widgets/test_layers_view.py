@@ -19,7 +19,7 @@ from qtpy.QtWidgets import QApplication, QToolTip
 from napari_shmoareg.experts.maps import times_chosen, token_loads
 from napari_shmoareg.model import RoutingTrace
 from napari_shmoareg.plugin import showing
-from napari_shmoareg.plugin.controls.bars import Bar, LoadBars
+from napari_shmoareg.plugin.controls.bars import Bar, BarChart
 from napari_shmoareg.plugin.experts.loads import NO_EXPERTS, LayersView, LoadFiles
 from napari_shmoareg.plugin.experts.panel import ExpertsPanel
 from napari_shmoareg.plugin.layers import add_layers, layers_of
@@ -94,13 +94,13 @@ def test_moving_stands_left_of_fixed_in_another_colour(view, registration):
     assert chart.rect_of(0).right() <= chart.rect_of(1).left() + 0.01 < chart.rect_of(2).left()
     picture = chart.grab().toImage()
     for n in (0, 1):
-        highest = max(range(n, len(chart.bars), 2), key=lambda index: chart.bars[index].share)
+        highest = max(range(n, len(chart.bars), 2), key=lambda index: chart.bars[index].value)
         bar = chart.rect_of(highest)
         assert (
             picture.pixelColor(int(bar.center().x()), int(bar.bottom()) - 3).name()
             == chart.bars[n].colour
         )
-    moving, fixed = (np.array([bar.share for bar in chart.bars[n::2]]) for n in (0, 1))
+    moving, fixed = (np.array([bar.value for bar in chart.bars[n::2]]) for n in (0, 1))
     assert not np.allclose(moving, fixed), "the two images chose alike: nothing to tell apart"
 
 
@@ -109,7 +109,8 @@ def test_the_dotted_line_is_at_equal_shares(qtbot):
         Bar(("decoder", 1, None, None, "x"), n, share, "#0000ff", str(n), "")
         for n, share in enumerate((0, 0, 1))
     ]
-    chart = LoadBars("x", bars, 1.0, "")
+    chart = BarChart("x", equal=True, pickable=True)
+    chart.show_bars(bars)
     qtbot.addWidget(chart)
     chart.resize(300, 96)
     palette = QPalette()
@@ -205,7 +206,9 @@ def test_the_mark_follows_what_is_shown_elsewhere(model, qtbot):
         if load.gate[:4] == ("encoder", 2, 0, "fixed")
     )
     showing.show_head(model, 1, load, 4)
-    assert [c.marked for c in view.charts if c.marked] == [bar_of(view, load.gate, 4)]
+    (chart,) = (c for c in view.charts if c.marked)
+    assert chart.marked == bar_of(view, load.gate, 4)
+    assert chart.accessibleDescription() == chart.marked.tooltip
     layer = showing.show_experts(model, 1, "y", 1)
     assert not any(chart.marked for chart in view.charts)
     layer.selected_label = 1
@@ -286,9 +289,9 @@ def test_another_registration_brings_its_own_bars_and_none_takes_them_away(
             replace(registration, report=dict(registration.report) | {"expert_loads": entries}), 2
         ),
     )
-    before = [bar.share for bar in view.charts[0].bars]
+    before = [bar.value for bar in view.charts[0].bars]
     view.show_registration(2)
-    now = [bar.share for bar in view.charts[0].bars]
+    now = [bar.value for bar in view.charts[0].bars]
     assert now[1::2] == before[1::2] and now[::2] == before[::2][::-1] != before[::2]
     view.show_registration(None)
     assert view.charts == [] and not view.isEnabled()
@@ -313,7 +316,8 @@ def test_a_narrow_view_has_fewer_charts_in_a_row_and_none_is_cut_off(view, qtbot
 
 def test_bars_are_seen_in_light_and_in_dark(qtbot):
     bars = [Bar(("decoder", 1, None, None, "x"), 0, 1.0, "#ffffff", "1×1×1", "")]
-    chart = LoadBars("x", bars, 1.0, "")
+    chart = BarChart("x", equal=True, pickable=True)
+    chart.show_bars(bars)
     qtbot.addWidget(chart)
     chart.resize(150, 96)
     for ground, text in (("#ffffff", "#000000"), ("#23242b", "#f0f1f2")):

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from qtpy.QtCore import QPoint, QPointF, Qt
+from qtpy.QtCore import QEvent, QPoint, Qt
+from qtpy.QtGui import QHelpEvent
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QApplication
+from qtpy.QtWidgets import QApplication, QToolTip
 
 from napari_shmoareg.experts.location import read_location
 from napari_shmoareg.experts.maps import expert_maps, gate_values, times_chosen, token_loads
@@ -75,6 +76,11 @@ def voxel_at(grid, point):
     return tuple(np.floor(grid.to_index(point) + 0.5).astype(int))
 
 
+def fills(strip):
+    """The drawn fill of the boxes, 0 to 1, by expert."""
+    return {box.expert: box.value for box in strip.bars if box.value == box.value}
+
+
 def assert_shows(view, registration, point):
     """What is drawn are the registration's own arrays, in the cells that hold the point."""
     seen = 0
@@ -82,13 +88,14 @@ def assert_shows(view, registration, point):
         strip, cell = view.box.strips[load.gate], voxel_at(load.grid, point)
         weights = load.values[cell]
         assert strip.cell.cell == cell
-        assert strip.fills() == {n: weights[n] for n in np.flatnonzero(weights)}
+        assert all(f"Cell {strip.cell.cell} of" in box.tooltip for box in strip.bars)
+        assert fills(strip) == {n: weights[n] for n in np.flatnonzero(weights)}
         seen += 1
     for found in expert_maps(registration):
         strip, cell = view.box.strips[found.gate], voxel_at(found.volume.grid, point)
         (gate,) = (gate for gate in gate_values(registration) if gate.gate == found.gate)
         assert strip.cell.experts == (found.volume.values[cell] - 1,)
-        assert list(strip.fills().values()) == list(gate.values[cell])
+        assert list(fills(strip).values()) == list(gate.values[cell])
         seen += 1
     assert seen == len(view.box.strips)
 
@@ -214,7 +221,7 @@ def test_outside_of_the_network_grid_it_is_said_and_nothing_is_drawn(view, regis
     assert view.message.text() == HINT and view.pin.isEnabled()
     view.read(inside + 500)
     assert "outside the network's field of view" in view.message.text() and not view.pin.isEnabled()
-    assert all(not strip.fills() for strip in view.box.strips.values())
+    assert all(not fills(strip) for strip in view.box.strips.values())
 
 
 def test_a_place_can_be_given_by_keyboard(view, model, registration):
@@ -267,10 +274,10 @@ def test_a_folder_without_gates_shows_what_was_chosen_and_says_so(
     assert view.message.text() == NO_GATES
     strips = [view.box.strips[found.gate] for found in expert_maps(registration)]
     assert all(
-        not strip.fills() and strip.cell.experts and "were not saved" in strip.line()
+        not fills(strip) and strip.cell.experts and "were not saved" in strip.lines[0]
         for strip in strips
     )
-    assert all(view.box.strips[load.gate].fills() for load in token_loads(registration))
+    assert all(fills(view.box.strips[load.gate]) for load in token_loads(registration))
     assert not view.grab().isNull()
 
 
@@ -298,7 +305,7 @@ def test_what_a_network_with_one_kind_of_experts_does_not_have_is_not_offered(
     view.read(locations(registration, 1)[0])
     view.pin.click()
     pins, heads = view.pins, part == "encoder"
-    of_heads = (view.attention, pins.bars, pins.heads, pins.layer, pins.block, pins.image)
+    of_heads = (view.attention, pins.bars, pins.heads, pins.where)
     assert view.message.text() == HINT and not pins.compared.isHidden()
     assert {not widget.isHidden() for widget in of_heads} == {heads}
     assert {not widget.isHidden() for widget in (pins.table, pins.kernels)} == {not heads}
@@ -313,13 +320,13 @@ def test_boxes_are_filled_as_high_as_the_weights(view, registration, qtbot):
         picture = strip.grab().toImage()
         ratio = picture.devicePixelRatio()
         for head in range(load.values.shape[-1]):
-            area = strip.box(head)
+            area = strip.rect_of(head)
             column = [
                 picture.pixelColor(round((area.left() + 2) * ratio), round(y * ratio))
                 for y in np.arange(area.top() + 2, area.bottom() - 1)
             ]
-            full = sum(colour == strip._colours[head] for colour in column)
-            assert abs(full - area.height() * strip.fills().get(head, 0.0)) <= 2
+            full = sum(colour.name() == strip.bars[head].colour for colour in column)
+            assert abs(full - area.height() * fills(strip).get(head, 0.0)) <= 2
 
 
 def test_a_strip_is_picked_by_a_click_and_by_a_key_and_its_cell_is_outlined(docked, registration):
@@ -425,22 +432,18 @@ def test_pins_that_are_dragged_or_deleted_in_the_canvas_are_read_anew(
 
 
 def test_the_comparison_shows_the_registrations_weights_how_often_and_the_kernels(
-    view, registration
+    view, registration, choose
 ):
     points = locations(registration, 3)
     for point in points:
         view.read(point)
         view.pin.click()
     pins, load = view.pins, token_loads(registration)[-1]
-    for combo, value in ((pins.layer, load.layer), (pins.image, load.image)):
-        combo.setCurrentIndex(combo.findData(value))
-        combo.activated.emit(0)
-    pins.block.setCurrentIndex(pins.block.findData(load.block))
-    pins.block.activated.emit(0)
-    for group, point in zip(pins.bars.groups, points, strict=True):
-        np.testing.assert_allclose(group.values, load.values[voxel_at(load.grid, point)])
-    pins.block.setCurrentIndex(pins.block.findData(-1))
-    pins.block.activated.emit(0)
+    for field in ("layer", "image", "block"):
+        choose(pins.where.fields[field], getattr(load.gate, field))
+    for shares, point in zip(shares_of(pins.bars, 3), points, strict=True):
+        np.testing.assert_allclose(shares, load.values[voxel_at(load.grid, point)])
+    choose(pins.where.fields["block"], "all")
     (counted,) = (
         one
         for one in times_chosen(registration)
@@ -453,10 +456,8 @@ def test_the_comparison_shows_the_registrations_weights_how_often_and_the_kernel
             if one.gate[3:] == load.gate[3:] and one.gate[1] == load.gate[1]
         ]
     )
-    for group, point in zip(pins.bars.groups, points, strict=True):
-        np.testing.assert_allclose(
-            group.values, counted.values[voxel_at(counted.grid, point)] / blocks
-        )
+    for shares, point in zip(shares_of(pins.bars, 3), points, strict=True):
+        np.testing.assert_allclose(shares, counted.values[voxel_at(counted.grid, point)] / blocks)
     from napari_shmoareg.figures.palette import expert_colours
 
     for row, point in enumerate(points):
@@ -465,10 +466,21 @@ def test_the_comparison_shows_the_registrations_weights_how_often_and_the_kernel
                 f"{found.direction} {'full' if found.stride == 1 else 'half'}"
             )
             chosen = found.volume.values[voxel_at(found.volume.grid, point)] - 1
-            assert (
-                pins.table.choices[row, column].colour == expert_colours(found.num_experts)[chosen]
-            )
-    assert "Pin 1" in pins.bars.tooltip_at(QPointF(pins.bars.width() / 2, 40))
+            (box,) = (b for b in pins.table.bars if (b.row, b.column) == (row, column))
+            assert box.colour == expert_colours(found.num_experts)[chosen]
+    said = pins.bars.accessibleDescription().split("; ")
+    assert [text.split(":")[0] for text in said] == ["Pin 1", "Pin 2", "Pin 3"]
+    at = pins.bars.column_of(1).center().toPoint()
+    QApplication.sendEvent(
+        pins.bars, QHelpEvent(QEvent.Type.ToolTip, at, pins.bars.mapToGlobal(at))
+    )
+    assert QToolTip.text().splitlines()[0] == "Head 1" and "Pin 3: " in QToolTip.text()
+    QToolTip.hideText()
+
+
+def shares_of(chart, pins):
+    """The bars of the pins, (pin, head)."""
+    return np.reshape([bar.value for bar in chart.bars], (pins, -1))
 
 
 def test_the_table_of_the_pins_holds_every_gate_and_can_be_written(view, registration, tmp_path):

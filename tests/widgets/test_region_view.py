@@ -58,6 +58,11 @@ def column(table, number):
     return [table.item(row, number).text() for row in range(table.rowCount())]
 
 
+def values(chart):
+    """Of the region and of the reference in turn."""
+    return [bar.value for bar in chart.bars]
+
+
 def oblique(shape=(23, 31, 17), spacing=(1.5, 2.2, 3.1)):
     a, b = 0.4, -0.3
     turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
@@ -226,7 +231,13 @@ def test_figures_sort_by_number_and_a_row_goes_to_its_region(view, model, regist
         steps = np.array([step.step for step in model.dims.range[-3:]])
         assert (np.abs(np.array(model.dims.point[-3:]) - to_viewer(point)) <= steps).all()
         load = view._result.loads[view.table.chosen()]
-        assert load.region == region and np.array_equal(view.bars.share, load.share)
+        assert load.region == region and values(view.bars)[::2] == list(load.share)
+        ends = (
+            [None] * len(load.share)
+            if load.low is None
+            else list(zip(load.low, load.high, strict=True))
+        )
+        assert [bar.interval for bar in view.bars.bars[::2]] == ends
 
 
 def test_another_region_is_the_reference(view, registration, qtbot):
@@ -244,7 +255,7 @@ def test_another_region_is_the_reference(view, registration, qtbot):
     assert own.distance == 0
     other = next(n for n in range(4) if view.table.item(n, 0).text() != "2")
     view.table.selectRow(other)
-    np.testing.assert_array_equal(view.bars.reference, own.share)
+    np.testing.assert_array_equal(values(view.bars)[1::2], own.share)
 
 
 def test_the_bars_compare_with_the_load_of_the_whole_image(view, registration, qtbot):
@@ -261,7 +272,7 @@ def test_the_bars_compare_with_the_load_of_the_whole_image(view, registration, q
         for e in registration.report["expert_loads"]
         if (e["part"], e["layer"], e["direction"]) == ("decoder", 1, "z")
     )
-    np.testing.assert_allclose(view.bars.reference, entry["share"], atol=1e-9)
+    np.testing.assert_allclose(values(view.bars)[1::2], entry["share"], atol=1e-9)
 
 
 def test_all_regions_together_are_a_reference_without_air(view, registration, pair, qtbot):
@@ -274,7 +285,7 @@ def test_all_regions_together_are_a_reference_without_air(view, registration, pa
         (pair.fixed_labels.values > 0).astype(np.uint8), pair.fixed.grid, "body", is_labels=True
     )
     (whole,) = region_loads(registration, body, part="decoder", layer=1, direction="z")
-    np.testing.assert_allclose(view.bars.reference, whole.share)
+    np.testing.assert_allclose(values(view.bars)[1::2], whole.share)
     assert "all regions together (grey)" in view.detail.text()
 
 

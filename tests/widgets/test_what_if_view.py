@@ -32,8 +32,7 @@ from napari_shmoareg.metrics import dice
 from napari_shmoareg.model import GateId, RoutingTrace
 from napari_shmoareg.plugin.controls.progress import Clock
 from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, replay_of
-from napari_shmoareg.plugin.experts.what_if import CAPTION, RUN, SWEEP, WhatIfView
-from napari_shmoareg.plugin.experts.what_if_form import MOST_CHOSEN
+from napari_shmoareg.plugin.experts.what_if import CAPTION, MOST_CHOSEN, RUN, SWEEP, WhatIfView
 from napari_shmoareg.plugin.experts.what_if_results import gain, whole_rows
 from napari_shmoareg.plugin.experts.what_if_work import (
     CHOOSE_WEIGHTS,

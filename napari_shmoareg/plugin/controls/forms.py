@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +18,18 @@ from qtpy.QtWidgets import (
     QLayout,
     QScrollArea,
     QSizePolicy,
-    QSlider,
     QVBoxLayout,
     QWidget,
 )
 from superqt.utils import signals_blocked
 
+from napari_shmoareg.plugin.registrations import open_registrations
 from napari_shmoareg.settings import RegistrationRequest, own_fields_first
 
 if TYPE_CHECKING:
     from napari import Viewer
+
+    from napari_shmoareg.registration.register import Registration
 
 
 LABEL_WIDTH = 84  # pixels
@@ -69,7 +72,7 @@ class WeightsCombo(QComboBox):
     def __init__(self, *names: str) -> None:
         super().__init__()
         self.addItems([*names, FILE])
-        narrow(self)
+        narrowed(self, length=12)
         self._value = names[0]
         self.activated.connect(self._on_activated)
 
@@ -109,14 +112,13 @@ def combo_of(*texts: str) -> QComboBox:
     """Return a combo box that does not widen its form."""
     combo = QComboBox()
     combo.addItems(texts)
-    return narrow(combo)
-
-
-def narrow(combo: QComboBox) -> QComboBox:
-    """Set the minimum width to 12 letters, and return the combo box."""
-    combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-    combo.setMinimumContentsLength(12)
+    narrowed(combo, length=12)
     return combo
+
+
+def weakly(registration: Registration | None) -> Callable[[], Registration | None]:
+    """Return a weak reference, which does not keep a registration open; of None, to None."""
+    return (lambda: None) if registration is None else weakref.ref(registration)
 
 
 class Section(QGroupBox):
@@ -128,6 +130,16 @@ class Section(QGroupBox):
         self._number = 0  # none
         self.column = QVBoxLayout(self)
         self.column.setSpacing(6)
+
+    @property
+    def registration(self) -> Registration | None:
+        """The shown registration; None if it was closed."""
+        return open_registrations(self._viewer).get(self._number)
+
+    def number_of(self, registration: Registration | None) -> int | None:
+        """Return the number of an open registration; None if it was closed."""
+        opened = open_registrations(self._viewer).items()
+        return next((number for number, found in opened if found is registration), None)
 
     def show_registration(self, number: int | None) -> None:
         """Switch to another registration, or to none."""
@@ -179,14 +191,6 @@ def narrowed(*combos: QComboBox, length: int = 0) -> None:
     for combo in combos:
         combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         combo.setMinimumContentsLength(length)
-
-
-def opacity_slider(tooltip: str) -> QSlider:
-    """Return a slider from 5 to 100 percent."""
-    slider = QSlider(Qt.Orientation.Horizontal)
-    slider.setRange(5, 100)
-    slider.setToolTip(tooltip)
-    return slider
 
 
 def fill(combo: QComboBox, entries: Mapping[Any, str], chosen: Any = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,6 +21,10 @@ from qtpy.QtWidgets import (
 )
 
 from napari_shmoareg.plugin.controls.forms import arranged
+
+if TYPE_CHECKING:
+    from napari.layers import Image
+
 
 GREY = QColor(128, 128, 128)  # of edges; visible on light and dark themes
 
@@ -121,6 +126,10 @@ class Ramp(QWidget):
             label = QLabel(mark)
             label.setAlignment(Qt.AlignmentFlag.AlignRight if n == len(marks) - 1 else side)
             self._marks.addWidget(label)
+
+    def show_layer(self, layer: Image, marks: Sequence[str]) -> None:
+        """Show the colours of a layer, from its least to its largest contrast limit."""
+        self.show_colours(layer.colormap.map(np.linspace(0, 1, 16)), marks)
 
     def texts(self) -> list[str]:
         """Return the marks, from left to right."""

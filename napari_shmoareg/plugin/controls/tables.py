@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from napari.utils.notifications import show_error, show_info
@@ -40,6 +40,15 @@ PER_LABEL = (
     ("hd95_mm", "HD95, mm", ".2f"),
 )
 
+NCC_TIP = "Of the intensities in the common field of view; 1 is best."
+NMI_TIP = "Normalised, 0 to 1; suitable across modalities."
+ASSD_TIP = "Average symmetric surface distance, mean over labels."
+HD95_TIP = "95th percentile of the surface distance, mean over labels."
+TRUTH_TIP = "Mean error to the known deformation of this pair."
+FOLDING_TIP = "Share of voxels where the deformation folds; 0 is best."
+SDLOGJ_TIP = "SD of the log Jacobian: unevenness of the volume change."
+MOVED_TIP = "Mean length of the total displacement on the fixed grid."
+MOST_TIP = "The largest displacement on the fixed grid."
 SIGN = "⚠"
 MIN_DROP = 0.002  # Ours: a smaller drop of Dice is ignored
 
@@ -68,66 +77,24 @@ def summary_rows(report: Mapping[str, Any]) -> list[Row]:
     similarity = report["similarity"]
     jacobian, length = report["jacobian"], report["displacement_mm"]
     truth = report.get("extra", {}).get("true_error_mm")
-    rows = [
-        Row(
-            "Correlation ↑",
-            _at_stages(similarity, "ncc"),
-            ".3f",
-            "Of the intensities in the common field of view; 1 is best.",
-        ),
-        Row(
-            "Mutual inf. ↑",
-            _at_stages(similarity, "nmi"),
-            ".3f",
-            "Normalised, 0 to 1; suitable across modalities.",
-        ),
-        Row(
-            "Dice ↑",
-            _at_stages(report["dice"], "mean"),
-            ".3f",
-            f"Overlap, mean over {label_summary(report)}; 1 is best.",
-        ),
-        Row(
-            "ASSD, mm ↓",
-            _at_stages(report["assd_mm"], "mean"),
-            ".2f",
-            "Average symmetric surface distance, mean over labels.",
-        ),
-        Row(
-            "HD95, mm ↓",
-            _at_stages(report["hd95_mm"], "mean"),
-            ".2f",
-            "95th percentile of the surface distance, mean over labels.",
-        ),
+    dice, surface, whole = report["dice"], report["assd_mm"], report["hd95_mm"]
+    staged = [
+        ("Correlation ↑", similarity, "ncc", ".3f", NCC_TIP),
+        ("Mutual inf. ↑", similarity, "nmi", ".3f", NMI_TIP),
+        ("Dice ↑", dice, "mean", ".3f", f"Overlap, mean over {label_summary(report)}; 1 is best."),
+        ("ASSD, mm ↓", surface, "mean", ".2f", ASSD_TIP),
+        ("HD95, mm ↓", whole, "mean", ".2f", HD95_TIP),
     ]
     if truth is not None:
-        rows.append(
-            Row(
-                "True error, mm ↓",
-                _at_stages(truth, "mean"),
-                ".2f",
-                "Mean error to the known deformation of this pair.",
-            )
-        )
-    folding = "Share of voxels where the deformation folds; 0 is best."
-    rows += [
-        _final_row("Folding, % ↓", jacobian["folding_percent"], ".4f", folding),
-        _final_row(
-            "SDlogJ",
-            jacobian["sdlogj"],
-            ".3f",
-            "SD of the log Jacobian: unevenness of the volume change.",
-        ),
-        _final_row(
-            "Moved, mm",
-            length["mean"],
-            ".2f",
-            "Mean length of the total displacement on the fixed grid.",
-        ),
-        _final_row(
-            "  at most, mm", length["max"], ".2f", "The largest displacement on the fixed grid."
-        ),
+        staged.append(("True error, mm ↓", truth, "mean", ".2f", TRUTH_TIP))
+    final = [
+        ("Folding, % ↓", jacobian["folding_percent"], ".4f", FOLDING_TIP),
+        ("SDlogJ", jacobian["sdlogj"], ".3f", SDLOGJ_TIP),
+        ("Moved, mm", length["mean"], ".2f", MOVED_TIP),
+        ("  at most, mm", length["max"], ".2f", MOST_TIP),
     ]
+    rows = [Row(name, _at_stages(of, key), spec, tip) for name, of, key, spec, tip in staged]
+    rows += [Row(name, (None, None, value), spec, tip) for name, value, spec, tip in final]
     return rows
 
 
@@ -248,11 +215,6 @@ def _at_stages(
     return before, affine, after
 
 
-def _final_row(name: str, value: float | None, spec: str, tip: str) -> Row:
-    """Return a row with a value only for the finished registration."""
-    return Row(name, (None, None, value), spec, tip)
-
-
 class Figure(QTableWidgetItem):
     """A cell that sorts by its number; cells without one come last."""
 
@@ -302,6 +264,28 @@ class FigureTable(QTableWidget):
         columns.setSectionResizeMode(modes.Stretch if stretch == "all" else modes.ResizeToContents)
         if stretch == "first":
             columns.setSectionResizeMode(0, modes.Stretch)
+
+    def show_rows(self, rows: Iterable[Sequence[QTableWidgetItem]]) -> None:
+        """Replace the rows."""
+        self.setRowCount(0)
+        for cells in rows:
+            self.add_row(cells)
+
+    def add_row(self, cells: Sequence[QTableWidgetItem]) -> None:
+        """Append a row; in a sorted table it goes to its place."""
+        sorts, row = self.isSortingEnabled(), self.rowCount()
+        self.setSortingEnabled(False)
+        self.setRowCount(row + 1)
+        cells[0].setData(Qt.ItemDataRole.UserRole, row)
+        for column, cell in enumerate(cells):
+            self.setItem(row, column, cell)
+        self.setSortingEnabled(sorts)
+
+    def chosen(self) -> int | None:
+        """Number of the selected row in the order in which they were added, or None."""
+        rows = self.selected_rows()
+        item = self.item(rows[0], 0) if rows else None
+        return None if item is None else int(item.data(Qt.ItemDataRole.UserRole))
 
     def fit(self, rows: int) -> None:
         """Set the height to this number of rows, plus the scroll bar if needed."""

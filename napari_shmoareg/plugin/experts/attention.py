@@ -22,7 +22,7 @@ from qtpy.QtWidgets import (
 from superqt.utils import signals_blocked
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.plugin.controls.forms import arranged, fill, wrapped
+from napari_shmoareg.plugin.controls.forms import arranged, fill, weakly, wrapped
 from napari_shmoareg.plugin.controls.legend import Ramp
 from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, Task, replay_of
 from napari_shmoareg.plugin.experts.pins import link_metadata, linked_layer
@@ -194,8 +194,8 @@ class AttentionBox(QWidget):
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
         self._viewer = weakref.ref(viewer)
-        self._registration: weakref.ref[Registration] | None = None
-        self._running_for: weakref.ref[Registration] | None = None  # whose network is running
+        self._registration = weakly(None)
+        self._running_for = weakly(None)  # whose network is running
         self._stopping = False  # the run was cancelled but has not ended yet
         # the weights of a run that waits for its end
         self._next: tuple[str | Path | None] | None = None
@@ -214,11 +214,8 @@ class AttentionBox(QWidget):
 
     def show_registration(self, number: int, registration: Registration | None) -> None:
         """Switch to another registration, or none."""
-        before = self._current()
-        self._number, self._registration = (
-            number,
-            None if registration is None else weakref.ref(registration),
-        )
+        before = self._registration()
+        self._number, self._registration = number, weakly(registration)
         if registration is not before:
             self._cancel()
             self._cell = None
@@ -238,7 +235,7 @@ class AttentionBox(QWidget):
 
     def run(self, weights: str | Path | None = None) -> None:
         """Run the network with the registration's own weights or other ones."""
-        registration = self._current()
+        registration = self._registration()
         if registration is None:
             return
         if self.task.busy:
@@ -247,8 +244,7 @@ class AttentionBox(QWidget):
                 self._set_status("Waiting for the previous run to end …", busy=True)
             return
         self._stopping, self._next = False, None
-        self._running_for = weakref.ref(registration)
-        registration_ref = self._running_for
+        registration_ref = self._running_for = weakly(registration)
 
         def probe(report: Report) -> ProbeResult | None:
             registration = registration_ref()
@@ -284,7 +280,7 @@ class AttentionBox(QWidget):
         self._draw()
 
     def _switch(self, on: bool) -> None:
-        registration = self._current()
+        registration = self._registration()
         if on and registration is not None and registration not in self.probes:
             self.run()
         elif not on:
@@ -304,11 +300,7 @@ class AttentionBox(QWidget):
 
     def _is_shown(self) -> bool:
         """Whether the shown registration started the last run, and no other run is waiting."""
-        return (
-            self._running_for is not None
-            and self._running_for() is self._current()
-            and self._next is None
-        )
+        return self._running_for() is self._registration() and self._next is None
 
     def _on_progress(self, title: str, _done: float) -> None:
         if self._is_shown() and not self._stopping:
@@ -327,7 +319,7 @@ class AttentionBox(QWidget):
             self.run(*waiting)
 
     def _on_finished(self, probed: ProbeResult | None) -> None:
-        registration = None if self._running_for is None else self._running_for()
+        registration = self._running_for()
         if registration is not None and probed is not None:
             self.probes[registration] = probed
             if self._is_shown():
@@ -365,7 +357,7 @@ class AttentionBox(QWidget):
 
     def _draw(self) -> None:
         """Refill the layer, or remove it."""
-        viewer, registration = self._viewer(), self._current()
+        viewer, registration = self._viewer(), self._registration()
         probed = None if registration is None else self.probes.get(registration)
         shown = self.on.isChecked() and probed is not None
         self.heads = []
@@ -391,8 +383,5 @@ class AttentionBox(QWidget):
         assert self._cell is not None
         layer = show_attention(viewer, self._number, registration, found)
         top = layer.contrast_limits[1]
-        self.ramp.show_colours(layer.colormap.map(np.linspace(0, 1, 16)), ["0", f"{top:.3g}"])
+        self.ramp.show_layer(layer, ["0", f"{top:.3g}"])
         self.message.setText(describe(self._cell, found, self.heads))
-
-    def _current(self) -> Registration | None:
-        return None if self._registration is None else self._registration()

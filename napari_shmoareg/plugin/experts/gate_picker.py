@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QComboBox, QFormLayout, QWidget
+from qtpy.QtWidgets import QComboBox, QFormLayout, QSizePolicy, QWidget
+from superqt.utils import signals_blocked
 
-from napari_shmoareg.plugin.controls.forms import fill, narrowed
+from napari_shmoareg.plugin.controls.forms import fill
 
 if TYPE_CHECKING:
     from napari_shmoareg.model.routing import GateId
@@ -31,6 +32,12 @@ TIPS = {
         "x is left-right, y back-front, z down-up of the network grid; each has its own experts"
     ),
 }
+
+
+def gate_name(gate: GateId) -> str:
+    """Name a gate: ``encoder layer 1, block 0, moving``, ``decoder layer 2, x``."""
+    block = "" if gate.block is None else f", block {gate.block}"
+    return f"{gate.part} layer {gate.layer}{block}, {gate.image or gate.direction}"
 
 
 def describe_gates(where: Mapping[str, Any]) -> str:
@@ -56,23 +63,27 @@ class GatePicker(QWidget):
     ----------
     all_of : sequence of str
         Fields of `GateId` that offer "all".
+    part : {"encoder", "decoder"}, optional
+        The only one to offer, without a row for it.
     """
 
     changed = Signal()
 
-    def __init__(self, *all_of: str) -> None:
+    def __init__(self, *all_of: str, part: str | None = None) -> None:
         super().__init__()
-        self._all_of = all_of
+        self._all_of, self._only = all_of, part
         self._gates: dict[GateId, tuple[int, int]] = {}  # stride and number of experts
         self.part = QComboBox()
         self.fields = {name: QComboBox() for name in FIELDS}
+        # not squeezed where there is little room
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Fixed)
         self._form = QFormLayout(self)
         self._form.setContentsMargins(0, 0, 0, 0)
         for name, combo in {"part": self.part, **self.fields}.items():
             combo.setToolTip(TIPS[name])
-            narrowed(combo)
             combo.activated.connect(lambda _: self._update())
             self._form.addRow(name.capitalize(), combo)
+        self._form.setRowVisible(self.part, part is None)
 
     @property
     def where(self) -> dict[str, Any]:
@@ -97,9 +108,9 @@ class GatePicker(QWidget):
 
     def offer(self, registration: Registration | None) -> None:
         """Offer the gates of a registration, and keep the picked values that it has."""
-        self._gates = {}
-        if registration is not None:
-            self._gates = {one.gate: (one.stride, one.num_experts) for one in registration.routing}
+        routed = () if registration is None else registration.routing
+        offered = [one for one in routed if self._only in (None, one.part)]
+        self._gates = {one.gate: (one.stride, one.num_experts) for one in offered}
         parts = {gate.part for gate in self._gates}
         fill(self.part, {part: text for part, text in PARTS.items() if part in parts})
         self._update()
@@ -110,6 +121,13 @@ class GatePicker(QWidget):
             combo = self.part if name == "part" else self.fields[name]
             combo.setCurrentIndex(max(combo.findData(ANY if value is None else value), 0))
             self._update()
+
+    def show_gate(self, registration: Registration | None, gate: GateId | None) -> None:
+        """Offer the gates of a registration and pick one, without `changed`."""
+        with signals_blocked(self):
+            self.offer(registration)
+            if gate is not None:
+                self.pick(**{name: v for name, v in gate._asdict().items() if v is not None})
 
     def _relevant(self) -> dict[str, QComboBox]:
         names = (
@@ -124,10 +142,7 @@ class GatePicker(QWidget):
         gates = [gate for gate in self._gates if gate.part == self.part.currentData()]
         relevant = self._relevant()
         for name, combo in self.fields.items():
-            label = self._form.labelForField(combo)
-            for widget in (combo, label):
-                if widget is not None:
-                    widget.setVisible(name in relevant)
+            self._form.setRowVisible(combo, name in relevant)
         for name, combo in relevant.items():
             values = sorted(
                 {getattr(gate, name) for gate in gates if getattr(gate, name) is not None}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,14 +21,13 @@ from qtpy.QtWidgets import (
 )
 
 from napari_shmoareg.plugin import showing
-from napari_shmoareg.plugin.controls.bars import Bar, LoadBars
+from napari_shmoareg.plugin.controls.bars import Bar, BarChart
 from napari_shmoareg.plugin.controls.errors import explain
-from napari_shmoareg.plugin.controls.forms import Section, arranged
+from napari_shmoareg.plugin.controls.forms import Section, arranged, weakly
 from napari_shmoareg.plugin.controls.legend import Swatches
 from napari_shmoareg.plugin.controls.tasks import Task, weights_of
-from napari_shmoareg.plugin.layers import RESOLUTIONS, expert_names
+from napari_shmoareg.plugin.layers import expert_names, resolution
 from napari_shmoareg.plugin.placement import tag
-from napari_shmoareg.plugin.registrations import open_registrations
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -145,26 +142,6 @@ CLICK_TEXTS = {
 }
 
 
-@dataclass(frozen=True)
-class BarSet:
-    """One chart: a block of an encoder layer, all its blocks, or a direction of a decoder layer."""
-
-    title: str
-    accessible_name: str
-    bars: list[Bar]
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """The charts of one layer, and the share at the upper edge of all charts of encoder or
-    decoder.
-    """
-
-    title: str
-    highest: float
-    charts: list[BarSet]
-
-
 def load_of(registration: Registration) -> ExpertLoad:
     """The load of a registration from its report; empty for a network without experts."""
     from napari_shmoareg.experts.load import ExpertLoad
@@ -172,105 +149,81 @@ def load_of(registration: Registration) -> ExpertLoad:
     return ExpertLoad.from_entries(registration.report.get("expert_loads") or ())
 
 
-def rows_of(registration: Registration) -> list[LayerRow]:
-    """The encoder layers with their blocks, then the decoder layers with their directions
-    (Fig. 5).
+def charts_of(registration: Registration) -> dict[str, list[BarChart]]:
+    """The charts of each layer by its title: of an encoder layer its blocks and all of them, of a
+    decoder layer its directions (Fig. 5).
+
+    All charts of the encoder have the same scale, and so have those of the decoder.
     """
-    load = load_of(registration)
-    rows = []
+    load, rows = load_of(registration), {}
     for part in ("encoder", "decoder"):
         of_part = load.select(part=part)
         whole = of_part.over_blocks() if part == "encoder" else of_part
         shares = {**whole.share, **of_part.share}.values()
         highest = max((float(share.max()) for share in shares), default=0.0) or 1.0
         for layer in sorted({gate.layer for gate in of_part}):
-            charts = _charts(registration, of_part.select(layer=layer), whole.select(layer=layer))
-            title = f"{part.capitalize()} layer {layer}{_resolution(registration, part, layer)}"
-            rows.append(LayerRow(title, highest, charts))
+            of_layer = of_part.select(layer=layer)
+            sets: dict[str, list[GateId]] = {}
+            for gate in sorted(of_layer, key=lambda p: (p.block or 0, p.direction or "")):
+                sets.setdefault(gate.direction or f"block {gate.block}", []).append(gate)
+            charts = [_chart(registration, of_layer, *one, highest) for one in sets.items()]
+            if part == "encoder" and len(sets) > 1:
+                over = whole.select(layer=layer)
+                one = "all blocks", list(over)
+                charts.append(_chart(registration, over, *one, highest, blocks=len(sets)))
+            routed = registration.routing.select(part=part, layer=layer)
+            cells = f" ({resolution(routed[0].stride)} resolution)" if routed else ""
+            rows[f"{part.capitalize()} layer {layer}{cells}"] = charts
     return rows
 
 
-def _charts(registration: Registration, load: ExpertLoad, whole: ExpertLoad) -> list[BarSet]:
-    """The charts of one layer."""
-    sets: dict[str, list[GateId]] = {}
-    for gate in sorted(load, key=lambda p: (p.block or 0, p.direction or "")):
-        sets.setdefault(gate.direction or f"block {gate.block}", []).append(gate)
-    blocks = len(sets)
-    charts = [_chart(registration, load, title, gates, 1) for title, gates in sets.items()]
-    if blocks > 1 and next(iter(whole)).part == "encoder":
-        charts.append(_chart(registration, whole, "all blocks", list(whole), blocks))
-    return charts
-
-
 def _chart(
-    registration: Registration, load: ExpertLoad, title: str, gates: list[GateId], blocks: int
-) -> BarSet:
+    registration: Registration,
+    load: ExpertLoad,
+    title: str,
+    gates: list[GateId],
+    highest: float,
+    blocks: int = 1,
+) -> BarChart:
     """Bars by expert; for each expert moving before fixed."""
     from napari_shmoareg.figures.palette import IMAGE_COLOURS, expert_colours
 
-    gates = sorted(
-        gates, key=lambda p: list(IMAGE_COLOURS).index(p.image) if p.image in IMAGE_COLOURS else 0
-    )
-    share, bars = load.share, []
-    count = len(share[gates[0]])
-    names = expert_names(registration, count)
+    images = [None, *IMAGE_COLOURS]
+    gates = sorted(gates, key=lambda gate: images.index(gate.image))
+    first, count, bars = gates[0], len(load.share[gates[0]]), []
+    names, colours = expert_names(registration, count), expert_colours(count)
     for expert in range(count):
         for gate in gates:
-            colour = (
-                IMAGE_COLOURS[gate.image]
-                if gate.image in IMAGE_COLOURS
-                else expert_colours(count)[expert]
-            )
+            colour = IMAGE_COLOURS[gate.image] if gate.image else colours[expert]
             mark = str(expert) if gate.part == "encoder" else names[expert]
             tooltip = _tooltip(load, gate, expert, names[expert], blocks)
-            bars.append(Bar(gate, expert, float(share[gate][expert]), colour, mark, tooltip))
-    first = gates[0]
-    where = f"{first.part} layer {first.layer}, " + (
-        f"direction {title}" if first.direction else title
-    )
-    return BarSet(title, f"Load of {where}: shares of {count} experts", bars)
+            share = float(load.share[gate][expert])
+            bars.append(Bar(gate, expert, share, colour, mark, tooltip))
+    where = f"{first.part} layer {first.layer}, {'direction ' if first.direction else ''}{title}"
+    name = f"Load of {where}: shares of {count} experts"
+    chart = BarChart(title, highest, pickable=True, accessible_name=name, equal=True)
+    chart.show_bars(bars)
+    return chart
 
 
 def _tooltip(load: ExpertLoad, gate: GateId, expert: int, name: str, blocks: int) -> str:
     """The exact numbers of a bar, and the effect of a click."""
-    count, total, cells = (
-        int(load.counts[gate][expert]),
-        int(load.counts[gate].sum()),
-        load.cells[gate],
-    )
-    where, top_k = f"{gate.part} layer {gate.layer}", total // max(cells, 1)
+    counts, cells = load.counts[gate], load.cells[gate]
+    count, total, experts = int(counts[expert]), int(counts.sum()), len(counts)
+    where, top_k, in_each = f"{gate.part} layer {gate.layer}", total // max(cells, 1), ""
     if gate.part == "decoder":
-        title, unit, click = (
-            f"Expert {expert} ({name}) of {where}, direction {gate.direction}",
-            "cells",
-            "decoder",
-        )
+        title = f"Expert {expert} ({name}) of {where}, direction {gate.direction}"
+        unit, click = "cells", "decoder"
     else:
         block = "all blocks" if gate.block is None else f"block {gate.block}"
-        title, unit = f"Head {expert} of {where}, {block}, {gate.image} image", "tokens"
-        click = "times" if gate.block is None else "weights"
-    each = f"{cells:,} {unit}, each chose {top_k} of {len(load.counts[gate])}"
+        title = f"Head {expert} of {where}, {block}, {gate.image} image"
+        unit, click = "tokens", "times" if gate.block is None else "weights"
     if blocks > 1:
-        each = (
-            f"{cells // blocks:,} {unit}, each chose {top_k} of {len(load.counts[gate])} in each"
-            f" of {blocks} blocks"
-        )
+        in_each = f" in each of {blocks} blocks"
     share = f"{100 * load.share[gate][expert]:.2f} % of selections: {count:,} of {total:,}"
-    return "\n".join(
-        (
-            title,
-            share,
-            f"{each} (equal shares: {100 / len(load.counts[gate]):.2f} %)",
-            CLICK_TEXTS[click],
-        )
-    )
-
-
-def _resolution(registration: Registration, part: str, layer: int) -> str:
-    """The resolution of the cells of a layer, if the routing has the layer."""
-    layers = registration.routing.select(part=part, layer=layer)
-    stride = layers[0].stride if layers else None
-    return "" if stride is None else f" ({RESOLUTIONS.get(stride, f'1/{stride}')} resolution)"
+    each = f"{cells // blocks:,} {unit}, each chose {top_k} of {experts}{in_each}"
+    equal = f"(equal shares: {100 / experts:.2f} %)"
+    return "\n".join((title, share, f"{each} {equal}", CLICK_TEXTS[click]))
 
 
 NARROW, NARROW_OF_FEW, FEW = 118, 78, 6  # minimum px of a chart, with more than or up to 6 bars
@@ -289,12 +242,12 @@ class LayersView(Section):
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__("Loads of all gates", viewer)
-        self.charts: list[LoadBars] = []
-        self._shown_for: weakref.ref[Registration] | None = None
+        self.charts: list[BarChart] = []
+        self._shown_for = weakly(None)
         self.legend, self.caption, self.files = (
             Swatches(),
             QLabel(CAPTION),
-            LoadFiles(self._registration),
+            LoadFiles(lambda: self.registration),
         )
         self.caption.setWordWrap(True)
         self._rows = QVBoxLayout()
@@ -306,10 +259,10 @@ class LayersView(Section):
     def show_registration(self, number: int | None) -> None:
         """Draw the bars of a registration, and mark the bar whose map is shown."""
         self._number = number or 0
-        registration = self._registration()
-        if registration is None or self._shown_for is None or self._shown_for() is not registration:
-            self._shown_for = None if registration is None else weakref.ref(registration)
-            self._build([] if registration is None else rows_of(registration))
+        registration = self.registration
+        if registration is None or self._shown_for() is not registration:
+            self._shown_for = weakly(registration)
+            self._build({} if registration is None else charts_of(registration))
             self.caption.setText(CAPTION if self.charts or registration is None else NO_EXPERTS)
         self.refresh()
 
@@ -321,28 +274,21 @@ class LayersView(Section):
         for chart in self.charts:
             chart.mark(gate, expert)
 
-    def _build(self, rows: Sequence[LayerRow]) -> None:
+    def _build(self, rows: Mapping[str, Sequence[BarChart]]) -> None:
         """Replace the charts."""
         while (item := self._rows.takeAt(0)) is not None:
             if (widget := item.widget()) is not None:
                 widget.setParent(None)
                 widget.deleteLater()
-        self.charts = []
+        self.charts = [chart for charts in rows.values() for chart in charts]
         colours: dict[str, str] = {}
-        for row in rows:
-            title = QLabel(row.title)
-            charts = [
-                LoadBars(one.title, one.bars, row.highest, one.accessible_name)
-                for one in row.charts
-            ]
-            for chart in charts:
-                chart.picked.connect(self._pick)
-                colours |= {bar.gate.image: bar.colour for bar in chart.bars if bar.gate.image}
-            self._rows.addWidget(title)
-            self._rows.addWidget(
-                ChartRow(charts, NARROW if len(charts[0].bars) > FEW else NARROW_OF_FEW)
-            )
-            self.charts += charts
+        for title, charts in rows.items():
+            narrow = NARROW if len(charts[0].bars) > FEW else NARROW_OF_FEW
+            self._rows.addWidget(QLabel(title))
+            self._rows.addWidget(ChartRow(charts, narrow))
+        for chart in self.charts:
+            chart.picked.connect(self._pick)
+            colours |= {bar.gate.image: bar.colour for bar in chart.bars if bar.gate.image}
         self.legend.show_entries(
             [(colour, f"{image} image", None) for image, colour in colours.items()]
         )
@@ -350,7 +296,7 @@ class LayersView(Section):
 
     def _pick(self, bar: Bar) -> None:
         """Show the map of a bar's expert."""
-        registration = self._registration()
+        registration = self.registration
         if registration is None:
             return
         if bar.gate.part == "decoder":
@@ -396,9 +342,6 @@ class LayersView(Section):
             if layer.visible and expert is not None:
                 return tag(layer, "expert_map").gate, expert
         return None, -1
-
-    def _registration(self) -> Registration | None:
-        return open_registrations(self._viewer).get(self._number)
 
 
 class ChartRow(QWidget):

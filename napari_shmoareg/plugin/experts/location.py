@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import nan
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,12 +28,15 @@ from qtpy.QtWidgets import (
 from superqt.utils import signals_blocked
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.plugin.controls.forms import Section, arranged, fill, narrowed, pick
-from napari_shmoareg.plugin.controls.strips import CellStrip, DirectionStrip, TokenStrip, gate_name
+from napari_shmoareg.plugin.controls.bars import Box, BoxChart
+from napari_shmoareg.plugin.controls.forms import Section, arranged, fill, pick, weakly, wrapped
+from napari_shmoareg.plugin.controls.legend import GREY
 from napari_shmoareg.plugin.controls.tasks import single_shot
 from napari_shmoareg.plugin.experts.attention import AttentionBox
+from napari_shmoareg.plugin.experts.gate_picker import gate_name
 from napari_shmoareg.plugin.experts.outline import Outline
-from napari_shmoareg.plugin.experts.pins import MAX_PINS, PinsBox, drop_orphans
+from napari_shmoareg.plugin.experts.pins import MAX_PINS, PinsBox, drop_orphans, short
+from napari_shmoareg.plugin.layers import expert_names, resolution
 from napari_shmoareg.plugin.placement import go_to, mm_per_unit, point_of, to_viewer
 from napari_shmoareg.plugin.registrations import open_registrations, unwrap
 
@@ -46,6 +51,78 @@ if TYPE_CHECKING:
 ENCODER = "Attention heads that the token chose, with their weights (Eq. 4; they sum to 1)"
 DECODER = "Kernels with the gate values of each direction (T of Eq. 6); the chosen one is outlined"
 IMAGES = ("moving", "fixed")
+# the network grid's axes are nearest to right, front, up
+AXES = {"x": "left to right", "y": "back to front", "z": "bottom to top"}
+FAINT, SHADE = 60, "#82808080"  # opacity of a chosen box, of 255; fill of decoder boxes
+
+
+class CellStrip(BoxChart):
+    """The decision of a gate for one cell, with a box per expert; a click picks the gate.
+
+    Heads of the encoder are tinted if chosen and filled by weight (Eq. 4); experts of the decoder
+    are filled by gate value (T of Eq. 6), and the chosen one is outlined.
+
+    Parameters
+    ----------
+    gate : GateId
+    names, colours : sequence of str
+        Of the experts, by id; ``#rrggbb``.
+    """
+
+    def __init__(self, gate: GateId, names: Sequence[str], colours: Sequence[str]) -> None:
+        super().__init__(pickable=True, accessible_name=gate_name(gate))
+        self.gate, self._names, self._colours = gate, list(names), list(colours)
+        self.show_cell(None)
+
+    def show_cell(self, cell: CellReading | None) -> None:
+        """Show a decision of the gate, or None."""
+        self.cell = cell
+        chosen = {} if cell is None else dict(zip(cell.experts, cell.weights, strict=True))
+        if self.gate.part == "encoder":
+            boxes = [self._head(n, chosen.get(n)) for n in range(len(self._names))]
+            self.lines = [
+                gap.join(f"{head} {short(weight, digits)}" for head, weight in chosen.items())
+                for gap, digits in (("   ", 3), ("  ", 2))
+            ]
+        else:
+            boxes = [self._kernel(n, n in chosen) for n in range(len(self._names))]
+            self.lines = [""]
+            if cell is not None and cell.margin is None:
+                self.lines = ["gate values were not saved"]
+            elif cell is not None:
+                self.lines = [f"margin {cell.margin:.3f}   entropy {cell.entropy:.3f}"]
+        self.show_bars(boxes, self.lines[0])
+
+    def _head(self, n: int, weight: float | None) -> Box:
+        box = partial(Box, self.gate, n, column=n, mark=str(n), tooltip=self._tooltip(n))
+        colour = self._colours[n]
+        if weight is None:
+            return box(nan, colour, ink=GREY.name())
+        return box(weight, colour, back=f"#{FAINT:02x}{colour[1:]}")
+
+    def _kernel(self, n: int, chosen: bool) -> Box:
+        box = partial(Box, self.gate, n, column=n, tooltip=self._tooltip(n), sideways=True)
+        ring, name = self._colours[n] if chosen else "", self._names[n]
+        if self.cell is None or self.cell.values is None:
+            return box(nan, SHADE, name, ring=ring, bold=chosen)
+        value = self.cell.values[n]
+        return box(value, SHADE, f"{name}  {short(value)}", ring=ring, bold=chosen)
+
+    def _tooltip(self, expert: int) -> str:
+        cell = self.cell
+        if cell is None:
+            return gate_name(self.gate)
+        weight = dict(zip(cell.experts, cell.weights, strict=True)).get(expert)
+        details = ["not chosen" if weight is None else "chosen"]
+        if weight is not None and weight == weight:
+            details = [f"chosen, weight {weight:.4f}"]
+        if cell.values is not None:
+            details.append(f"gate value {cell.values[expert]:.4f}")
+        text = f"{self._names[expert]} of {gate_name(self.gate)}: {'; '.join(details)}."
+        if cell.entropy is not None:
+            text += f"\nEntropy {cell.entropy:.3f}, margin {cell.margin:.4f}"
+        size = " × ".join(f"{mm:.1f}" for mm in cell.size)
+        return f"{text}\nCell {cell.cell} of {size} mm"
 
 
 class LocationBox(QWidget):
@@ -56,22 +133,17 @@ class LocationBox(QWidget):
     def __init__(self) -> None:
         super().__init__()
         self.strips: dict[GateId, CellStrip] = {}
-        self.sizes: dict[tuple[str, int], QLabel] = {}
-        self._column = QVBoxLayout(self)
-        self._column.setContentsMargins(0, 0, 0, 0)
-        self._body: QWidget | None = None
+        self._column = arranged(QVBoxLayout(self))
+        self._body = QWidget()
 
     def show_registration(self, registration: Registration | None) -> None:
         """Create the strips of a registration's gates."""
-        if self._body is not None:
-            self._column.removeWidget(self._body)
-            self._body.setParent(None)
-            self._body = None
-        self.strips, self.sizes = {}, {}
+        self._column.removeWidget(self._body)
+        self._body.setParent(None)
+        self.strips, self._body = {}, QWidget()
         if registration is None:
             return
-        self._body = body = QWidget()
-        grid = QGridLayout(body)
+        grid = QGridLayout(self._body)
         grid.setContentsMargins(0, 0, 0, 0)
         grid.setHorizontalSpacing(4)
         grid.setVerticalSpacing(1)
@@ -79,9 +151,7 @@ class LocationBox(QWidget):
             grid.setColumnStretch(column, 1)
         self._add_encoder(grid, registration)
         self._add_decoder(grid, registration)
-        for strip in self.strips.values():
-            strip.picked.connect(self.picked)
-        self._column.addWidget(body)
+        self._column.addWidget(self._body)
 
     def show_reading(self, reading: LocationReading | None) -> None:
         """Show the values of a location in the strips, or clear them."""
@@ -91,96 +161,72 @@ class LocationBox(QWidget):
 
     def mark(self, gate: GateId | None) -> None:
         """Mark the gate whose cell is outlined in the canvas."""
-        for own, strip in self.strips.items():
-            strip.mark(own == gate)
+        for strip in self.strips.values():
+            strip.mark(gate)
 
     def _add_encoder(self, grid: QGridLayout, registration: Registration) -> None:
+        """A row per block, with the moving image left and the fixed right."""
         from napari_shmoareg.figures.palette import IMAGE_COLOURS
 
         of_encoder = registration.routing.select(part="encoder")
-        layers = sorted({one.layer for one in of_encoder})
-        if layers:
-            _span(grid, _caption(ENCODER))
+        if of_encoder:
+            _span(grid, _heading(ENCODER, italic=True))
             row = grid.rowCount()
             for column, image in enumerate(IMAGES, start=1):
                 grid.addWidget(_heading(f"{image} image"), row, column)
-        for layer in layers:
-            gates = [one for one in of_encoder if one.layer == layer]
-            spacing = registration.network_grid.coarsen(gates[0].stride).spacing
-            _span(
-                grid,
-                self._size("encoder", layer, f"Layer {layer}: tokens of {_mm(spacing)}"),
-            )
-            for block in sorted({load.block or 0 for load in gates}):
-                row = grid.rowCount()
-                grid.addWidget(
-                    _tip(QLabel(str(block)), f"Block {block} of encoder layer {layer}"), row, 0
-                )
-                for load in gates:
-                    gate, count = load.gate, load.num_experts
-                    if (gate.block or 0) == block and gate.image in IMAGES:
-                        names = [f"Head {n}" for n in range(count)]
-                        strip = TokenStrip(gate, names, [IMAGE_COLOURS[gate.image]] * count)
-                        grid.addWidget(strip, row, 1 + IMAGES.index(gate.image))
-                        self.strips[gate] = strip
+        rows: dict[tuple[int, int], int] = {}
+        for one in sorted(of_encoder, key=lambda one: (one.layer, one.block or 0)):
+            gate, count, at = one.gate, one.num_experts, (one.layer, one.block or 0)
+            if gate.image not in IMAGES:
+                continue
+            if one.layer not in {layer for layer, _ in rows}:
+                size = _mm(registration.network_grid.coarsen(one.stride).spacing)
+                _span(grid, _heading(f"Layer {one.layer}: tokens of {size}"))
+            if at not in rows:
+                rows[at] = grid.rowCount()
+                tip = f"Block {at[1]} of encoder layer {one.layer}"
+                grid.addWidget(_tip(QLabel(str(at[1])), tip), rows[at], 0)
+            names = [f"Head {n}" for n in range(count)]
+            strip = self._strip(gate, names, [IMAGE_COLOURS[gate.image]] * count)
+            grid.addWidget(strip, rows[at], 1 + IMAGES.index(gate.image))
 
     def _add_decoder(self, grid: QGridLayout, registration: Registration) -> None:
+        """A row per direction."""
         from napari_shmoareg.figures.palette import expert_colours
-        from napari_shmoareg.plugin.layers import expert_names, resolution
 
-        maps = sorted(
-            registration.routing.select(part="decoder"),
-            key=lambda one: (one.stride, one.direction or ""),
-        )
+        maps = registration.routing.select(part="decoder")
         if maps:
-            _span(grid, _caption(DECODER))
-        for stride in dict.fromkeys(found.stride for found in maps):
-            of_stride = [found for found in maps if found.stride == stride]
-            first = of_stride[0]
-            heading = (
-                f"Layer {first.layer} ({resolution(stride)}): cells of"
-                f" {_mm(registration.network_grid.coarsen(stride).spacing)}"
-            )
-            _span(grid, self._size("decoder", first.layer, heading))
-            for found in of_stride:
-                row, count = grid.rowCount(), found.num_experts
-                strip = DirectionStrip(
-                    found.gate, expert_names(registration, count), expert_colours(count)
-                )
-                direction = found.direction or ""
-                grid.addWidget(
-                    _tip(
-                        QLabel(direction),
-                        f"Component {direction} of the displacement: {_axis(direction)}",
-                    ),
-                    row,
-                    0,
-                )
-                grid.addWidget(strip, row, 1, 1, 2)
-                self.strips[found.gate] = strip
+            _span(grid, _heading(DECODER, italic=True))
+        stride = 0
+        for one in sorted(maps, key=lambda one: (one.stride, one.direction or "")):
+            if one.stride != stride:
+                stride = one.stride
+                size = _mm(registration.network_grid.coarsen(stride).spacing)
+                _span(grid, _heading(f"Layer {one.layer} ({resolution(stride)}): cells of {size}"))
+            row, count, direction = grid.rowCount(), one.num_experts, one.direction or ""
+            towards = AXES.get(direction, direction)
+            label = _tip(QLabel(direction), f"Component {direction} of the displacement: {towards}")
+            grid.addWidget(label, row, 0)
+            names, colours = expert_names(registration, count), expert_colours(count)
+            grid.addWidget(self._strip(one.gate, names, colours), row, 1, 1, 2)
 
-    def _size(self, part: str, layer: int, text: str) -> QLabel:
-        label = _heading(text)
-        self.sizes[part, layer] = label
-        return label
+    def _strip(self, gate: GateId, names: Sequence[str], colours: Sequence[str]) -> CellStrip:
+        strip = self.strips[gate] = CellStrip(gate, names, colours)
+        strip.picked.connect(lambda bar: self.picked.emit(bar.gate))
+        return strip
 
 
 def _span(grid: QGridLayout, label: QLabel) -> None:
     grid.addWidget(label, grid.rowCount(), 0, 1, 3)
 
 
-def _caption(text: str) -> QLabel:
-    label = QLabel(text)
-    label.setWordWrap(True)
-    font = label.font()
-    font.setItalic(True)
-    label.setFont(font)
-    return label
-
-
-def _heading(text: str) -> QLabel:
+def _heading(text: str, *, italic: bool = False) -> QLabel:
     label = QLabel(text)
     label.setAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignBottom)
+    label.setWordWrap(italic)
+    font = label.font()
+    font.setItalic(italic)
+    label.setFont(font)
     return label
 
 
@@ -194,15 +240,6 @@ def _mm(spacing: tuple[float, float, float]) -> str:
     if max(spacing) - min(spacing) < 0.05:
         return f"{spacing[0]:.1f} mm"
     return " × ".join(f"{length:.1f}" for length in spacing) + " mm"
-
-
-def _axis(direction: str) -> str:
-    """The anatomical direction of a component; the network grid's axes are nearest to right,
-    front, up.
-    """
-    return {"x": "left to right", "y": "back to front", "z": "bottom to top"}.get(
-        direction, direction
-    )
 
 
 ZOOM = "double_click_to_zoom"  # napari's callback
@@ -275,6 +312,7 @@ HINT = (
     " double click)."
 )
 NO_DEPTH = "In 3D a click has no depth. Switch to 2D, or enter the location in mm."
+COORDINATES = (("R", "to the right"), ("A", "to the front"), ("S", "up"))
 MAX_MM = 10000.0  # largest coordinate that can be entered
 NO_EXPERTS = (
     "This network has no experts (no MoA, no SHMoE), so nothing was chosen at any location."
@@ -298,7 +336,7 @@ class LocationView(Section):
         self.reading: LocationReading | None = None
         # the last location, exact; the boxes round it
         self._location: NDArray[np.float64] | None = None
-        self._registration: weakref.ref[Registration] | None = None
+        self._registration = weakly(None)
         self._clicks = clicks = DoubleClicks(unwrap(viewer), self._on_double_click)
         self._outline = Outline(unwrap(viewer))
         # not `destroyed`: a slot can be collected before its call
@@ -314,7 +352,7 @@ class LocationView(Section):
         """
         super().refresh()
         viewer = unwrap(self._viewer)
-        registration, before = open_registrations(viewer).get(self._number), self._current()
+        registration, before = open_registrations(viewer).get(self._number), self._registration()
         if registration is not before:
             self._outline.clear()
         drop_orphans(viewer)
@@ -327,7 +365,7 @@ class LocationView(Section):
         from napari_shmoareg.experts.location import read_location
         from napari_shmoareg.experts.maps import gate_values
 
-        registration = self._current()
+        registration = self._registration()
         if registration is None:
             return
         self._location = location = np.array(point, dtype=np.float64)
@@ -358,11 +396,8 @@ class LocationView(Section):
     @property
     def picked(self) -> CellReading | None:
         """The cell of the picked gate at the location."""
-        gate = self.gate.currentData()
-        return next(
-            (cell for cell in (self.reading.cells if self.reading else ()) if cell.gate == gate),
-            None,
-        )
+        cells = self.reading.cells if self.reading else ()
+        return next((cell for cell in cells if cell.gate == self.gate.currentData()), None)
 
     def event(self, event: QEvent | None) -> bool:
         """Restore double clicks before deletion: Qt sends no hide event then."""
@@ -381,76 +416,60 @@ class LocationView(Section):
         self._outline.clear()
 
     def _build(self, viewer: Viewer) -> None:
-        self.message = QLabel(HINT)
-        self.message.setWordWrap(True)
-        self.column.addWidget(self.message)
-        for row in self._build_controls():
-            self.column.addLayout(row)
-        self.box = LocationBox()
-        self.box.picked.connect(self._pick)
-        self.column.addWidget(self.box)
-        self.outlined, self.gate = QCheckBox("Outline its cell"), QComboBox()
-        self.outlined.setChecked(True)
-        self.outlined.setToolTip(
-            "Draw the border of the token or cell of the picked gate that covers the location"
-        )
-        self.gate.setToolTip(
-            "The gate whose cell is outlined and whose attention is shown; a click on a strip picks"
-            " it too"
-        )
-        narrowed(self.gate)
-        self.gates = QWidget()
-        arranged(QHBoxLayout(self.gates), QLabel("Gate"), self.gate, wide=self.gate)
-        self.column.addWidget(self.gates)
-        self.column.addWidget(self.outlined)
-        self.attention, self.pins = AttentionBox(unwrap(viewer)), PinsBox(unwrap(viewer))
-        self.column.addWidget(self.attention)
-        self.column.addWidget(self.pins)
-        self.outlined.toggled.connect(lambda _: self._show_cell())
-        self.gate.activated.connect(lambda _: self._show_cell())
-        self.pins.location_requested.connect(self.read)
-
-    def _build_controls(self) -> tuple[QHBoxLayout, QHBoxLayout]:
-        """Create the boxes of the location in mm, and the buttons below."""
-        row, below = QHBoxLayout(), QHBoxLayout()
-        self.coordinates = []
-        for n, (axis, tip) in enumerate(
-            zip("RAS", ("to the right", "to the front", "up"), strict=True)
-        ):
-            box = QDoubleSpinBox()
-            box.setRange(-MAX_MM, MAX_MM)
-            box.setDecimals(1)
-            box.setPrefix(f"{axis} ")
-            box.setButtonSymbols(QDoubleSpinBox.ButtonSymbols.NoButtons)
-            box.setKeyboardTracking(False)
-            # napari's style has 90 px: three boxes would not fit into a narrow dock
-            box.setStyleSheet("min-width: 58px;")
-            box.setToolTip(f"The location, mm {tip}; can be edited")
-            box.setAccessibleName(f"{axis}, mm {tip}")
-            box.valueChanged.connect(lambda value, n=n: self._on_typed(n, value))
-            self.coordinates.append(box)
-            row.addWidget(box, 1)
-        self.middle, self.pin = (
-            QPushButton("&Read middle of view"),
-            QPushButton("&Pin location"),
-        )
+        self.message, self.box = QLabel(HINT), LocationBox()
+        wrapped(self.message)
+        self.coordinates = [self._coordinate(n, *one) for n, one in enumerate(COORDINATES)]
+        self.middle, self.pin = QPushButton("&Read middle of view"), QPushButton("&Pin location")
         self.middle.setToolTip(
             "Read the location in the middle of the canvas, on the shown slice (Alt+R)"
         )
         self.pin.setToolTip(
             f"Keep this location to compare it with others; up to {MAX_PINS} (Alt+P)"
         )
+        self.gate, self.gates = QComboBox(), QWidget()
+        self.gate.setToolTip(
+            "The gate whose cell is outlined and whose attention is shown; a click on a strip picks"
+            " it too"
+        )
+        self.outlined = QCheckBox("Outline its cell")
+        self.outlined.setChecked(True)
+        self.outlined.setToolTip(
+            "Draw the border of the token or cell of the picked gate that covers the location"
+        )
+        self.attention, self.pins = AttentionBox(unwrap(viewer)), PinsBox(unwrap(viewer))
+        arranged(QHBoxLayout(self.gates), QLabel("Gate"), self.gate, wide=self.gate)
+        self.column.addWidget(self.message)
+        for row in (self.coordinates, (self.middle, self.pin)):
+            self.column.addLayout(arranged(QHBoxLayout(), *row))
+        for part in (self.box, self.gates, self.outlined, self.attention, self.pins):
+            self.column.addWidget(part)
+        self.box.picked.connect(self._pick)
         self.middle.clicked.connect(self.read_middle)
         self.pin.clicked.connect(self._pin)
-        for button in (self.middle, self.pin):
-            below.addWidget(button)
-        return row, below
+        self.outlined.toggled.connect(lambda _: self._show_cell())
+        self.gate.activated.connect(lambda _: self._show_cell())
+        self.pins.location_requested.connect(self.read)
+
+    def _coordinate(self, n: int, axis: str, tip: str) -> QDoubleSpinBox:
+        """Create the box of one coordinate in mm."""
+        box = QDoubleSpinBox()
+        box.setRange(-MAX_MM, MAX_MM)
+        box.setDecimals(1)
+        box.setPrefix(f"{axis} ")
+        box.setButtonSymbols(QDoubleSpinBox.ButtonSymbols.NoButtons)
+        box.setKeyboardTracking(False)
+        # napari's style has 90 px: three boxes would not fit into a narrow dock
+        box.setStyleSheet("min-width: 58px;")
+        box.setToolTip(f"The location, mm {tip}; can be edited")
+        box.setAccessibleName(f"{axis}, mm {tip}")
+        box.valueChanged.connect(lambda value: self._on_typed(n, value))
+        return box
 
     def _use_registration(
         self, registration: Registration | None, before: Registration | None
     ) -> None:
         point = None if self.reading is None else self.reading.point
-        self._registration = None if registration is None else weakref.ref(registration)
+        self._registration = weakly(registration)
         self.reading = None
         self.box.show_registration(registration)
         fill(self.gate, {gate: gate_name(gate) for gate in self.box.strips})
@@ -490,14 +509,10 @@ class LocationView(Section):
 
     def _show_cell(self) -> None:
         """Outline the cell of the picked gate, and show its attention."""
-        cell, registration = self.picked, self._current()
+        cell, registration = self.picked, self._registration()
         self.box.mark(self.gate.currentData())
-        if (
-            cell is not None
-            and registration is not None
-            and self.outlined.isChecked()
-            and self.isVisible()
-        ):
+        shown = self.outlined.isChecked() and self.isVisible()
+        if shown and cell is not None and registration is not None:
             self._outline.show(self._number, registration, cell)
         else:
             self._outline.clear()
@@ -505,6 +520,3 @@ class LocationView(Section):
 
     def _set_message(self, text: str) -> None:
         self.message.setText(text or HINT)
-
-    def _current(self) -> Registration | None:
-        return None if self._registration is None else self._registration()

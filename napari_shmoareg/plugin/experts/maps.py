@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from qtpy.QtWidgets import QCheckBox, QComboBox, QDoubleSpinBox, QFormLayout, QLabel, QWidget
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QDoubleSpinBox,
+    QFormLayout,
+    QLabel,
+    QSlider,
+    QWidget,
+)
 from superqt.utils import signals_blocked
 
 from napari_shmoareg.plugin import gate_layers, showing
-from napari_shmoareg.plugin.controls.forms import Section, fill, opacity_slider, pick
+from napari_shmoareg.plugin.controls.forms import Section, fill
 from napari_shmoareg.plugin.controls.legend import Ramp, Swatches
 from napari_shmoareg.plugin.deformation import SPACING, set_spacing
+from napari_shmoareg.plugin.experts.gate_picker import GatePicker
 from napari_shmoareg.plugin.layers import FOLDS, expert_names, resolution
 from napari_shmoareg.plugin.placement import tag
-from napari_shmoareg.plugin.registrations import layers_of_registration, open_registrations
+from napari_shmoareg.plugin.registrations import layers_of_registration
 from napari_shmoareg.plugin.showing import with_key
 
 if TYPE_CHECKING:
     from napari import Viewer
-    from napari.layers import Image
+    from napari.layers import Image, Layer
     from numpy.typing import NDArray
 
     from napari_shmoareg.experts.maps import ExpertMap, GateValues
-    from napari_shmoareg.model.routing import GateId
     from napari_shmoareg.registration.register import Registration
 
 
@@ -35,6 +45,10 @@ NO_GATES = "This network has no experts, so there are no gates to show."
 MEASURES = {"entropy": "Gate entropy (how sure)", "margin": "Gate margin"}
 RANGE_ENDS = {"entropy": ("sure", "all equal"), "margin": ("a tie", "clear")}
 STRETCHED_ENDS = {"entropy": ("surer", "more equal"), "margin": ("nearer a tie", "clearer")}
+SPREAD = (
+    "From the 1st to the 99th percentile of this map; otherwise from 0 to 1, so that all gates can"
+    " be compared"
+)
 MEASURE_TIP = (
     "Entropy of the gate values of all experts, divided by its maximum: 0 if one expert has all the"
     " weight, 1 if all are equal. Margin: value of the last chosen expert minus that of the first"
@@ -43,94 +57,133 @@ MEASURE_TIP = (
 )
 
 
-class GateSection(Section):
-    """Controls of the gate map: how certain a gate was in every cell, as entropy or margin."""
+class MapSection(Section):
+    """Controls of one kind of map: shows or hides it, fades it, and picks what it shows.
 
-    def __init__(self, viewer: Viewer) -> None:
-        super().__init__("Gates (how sure they were)", viewer)
-        self._last: GateId | None = None  # the gate shown last
-        self.on = QCheckBox("Show gate map")
-        self.on.setToolTip("Show or hide how certain a gate was in every cell; bright is unsure")
-        self.measure, self.layer, self.which = QComboBox(), QComboBox(), QComboBox()
-        fill(self.measure, MEASURES)
-        self.measure.setToolTip(MEASURE_TIP)
-        self.layer.setToolTip("Layer of the decoder or encoder, and the resolution of its cells")
-        self.which.setToolTip("Gate of that layer: of a direction, or of a block and an image")
-        self.stretch = QCheckBox("Spread colours over the values")
-        self.stretch.setToolTip(
-            "From the 1st to the 99th percentile of this map; otherwise from 0 to 1, so that all"
-            " gates can be compared"
-        )
-        self.opacity = opacity_slider("Opacity of the gate map")
-        self.ramp, self.message = Ramp(), QLabel()
+    Subclasses implement `refresh` and `choose`, and add their rows with `add_rows`.
+
+    Parameters
+    ----------
+    viewer : Viewer
+    title : str
+    role : str
+        Of the layers.
+    name, tip : str
+        Name of the map, and tooltip of its check box.
+    """
+
+    def __init__(self, viewer: Viewer, title: str, role: str, name: str, tip: str) -> None:
+        super().__init__(title, viewer)
+        self._role = role
+        self.on = QCheckBox(f"Show {name}")
+        self.on.setToolTip(tip)
+        self.on.toggled.connect(self._switch)
+        self.opacity = QSlider(Qt.Orientation.Horizontal)
+        self.opacity.setRange(5, 100)
+        self.opacity.setToolTip(f"Opacity of the {name}")
+        self.opacity.valueChanged.connect(self._set_opacity)
+        self.ramp, self.message, self.controls = Ramp(), QLabel(), QWidget()
         self.message.setWordWrap(True)
-        self.controls = QWidget()
+        for widget in (self.controls, self.ramp, self.message):
+            self.column.addWidget(widget)
+
+    def add_rows(self, *rows: tuple[str, QWidget, str]) -> None:
+        """Add the controls below the check box: caption, widget and tooltip; "" for none."""
         form = QFormLayout(self.controls)
         form.setContentsMargins(0, 0, 0, 0)
         form.addRow(self.on)
-        for name, widget in (("Show", self.measure), ("Layer", self.layer), ("Gate", self.which)):
-            form.addRow(name, widget)
-        form.addRow(self.stretch)
+        for caption, widget, tip in rows:
+            if tip:
+                widget.setToolTip(tip)
+            if caption:
+                form.addRow(caption, widget)
+            else:
+                form.addRow(widget)
+            if isinstance(widget, QComboBox):
+                widget.activated.connect(lambda _: self.choose())
+            elif isinstance(widget, QCheckBox):
+                widget.toggled.connect(lambda _: self.choose())
+            elif isinstance(widget, GatePicker):
+                widget.changed.connect(self.choose)
         form.addRow("Opacity", self.opacity)
-        for part in (self.controls, self.ramp, self.message):
-            self.column.addWidget(part)
-        self.on.toggled.connect(self._switch)
-        for combo in (self.measure, self.layer, self.which):
-            combo.activated.connect(lambda _: self._choose())
-        self.stretch.toggled.connect(lambda _: self._choose())
-        self.opacity.valueChanged.connect(self._set_opacity)
+
+    def choose(self) -> None:
+        """Show the map that the controls describe."""
+
+    def show_state(self, layers: Sequence[Layer]) -> None:
+        """Show whether any layer is visible, and their opacity."""
+        with signals_blocked(self.on), signals_blocked(self.opacity):
+            self.on.setChecked(any(layer.visible for layer in layers))
+            if layers:
+                self.opacity.setValue(round(100 * layers[0].opacity))
+
+    def _switch(self, on: bool) -> None:
+        if on:
+            self.choose()
+        else:
+            showing.show_role(self._viewer, self._number, self._role, False)
+
+    def _set_opacity(self, percent: int) -> None:
+        for layer in layers_of_registration(self._viewer, self._number, self._role):
+            layer.opacity = percent / 100
+
+
+class GateSection(MapSection):
+    """Controls of the gate map: how certain a gate was in every cell, as entropy or margin."""
+
+    def __init__(self, viewer: Viewer) -> None:
+        super().__init__(
+            viewer,
+            "Gates (how sure they were)",
+            "gate_map",
+            "gate map",
+            "Show or hide how certain a gate was in every cell; bright is unsure",
+        )
+        self.measure, self.where = QComboBox(), GatePicker()
+        self.stretch = QCheckBox("Spread colours over the values")
+        fill(self.measure, MEASURES)
+        self.add_rows(
+            ("Show", self.measure, MEASURE_TIP), ("", self.where, ""), ("", self.stretch, SPREAD)
+        )
 
     def refresh(self) -> None:
         """Show the gate of the layer, and how certain it was."""
-        gates = self._gates()
-        self.setEnabled(bool(self._number))
+        super().refresh()
+        gates, layer = self._gates(), gate_layers.gate_layer(self._viewer, self._number)
         self.controls.setEnabled(bool(gates))
-        layer = gate_layers.gate_layer(self._viewer, self._number)
         self.ramp.setVisible(layer is not None)
-        with signals_blocked(self.on), signals_blocked(self.opacity), signals_blocked(self.stretch):
-            self.on.setChecked(layer is not None and bool(layer.visible))
-            if layer is not None:
-                self.opacity.setValue(round(100 * layer.opacity))
-                self.stretch.setChecked(tag(layer, "stretched"))
+        self.message.clear()
+        self.show_state([] if layer is None else [layer])
+        registration = self.registration
+        self.where.show_gate(registration, None if layer is None else tag(layer, "gate").gate)
         if not gates:
-            self.message.setText(self._missing())
-            return
-        if layer is not None:
+            if registration is not None:
+                had = registration.report.get("expert_loads")
+                self.message.setText(NOT_KEPT if had else NO_GATES)
+        elif layer is not None:
+            with signals_blocked(self.stretch):
+                self.stretch.setChecked(tag(layer, "stretched"))
             fill(self.measure, MEASURES, tag(layer, "measure"))
-        strides = {
-            _layer_name(gate.gate): gate.stride
-            for gate in sorted(gates, key=lambda g: (g.part, g.stride))
-        }
-        self._last = self._last if layer is None else tag(layer, "gate").gate
-        shown = None if layer is None else self._last
-        fill(
-            self.layer,
-            {at: f"{at} ({_cells(n)})" for at, n in strides.items()},
-            shown and _layer_name(shown),
-        )
-        names = [
-            _gate_label(gate.gate)
-            for gate in gates
-            if _layer_name(gate.gate) == self.layer.currentData()
-        ]
-        fill(self.which, {name: name for name in names}, shown and _gate_label(shown))
-        self._show_legend(layer)
+            self._show_legend(layer)
 
-    def _show_legend(self, layer: Image | None) -> None:
+    def choose(self) -> None:
+        gate = next(found for found in self._gates() if found.gate == self.where.gates[0])
+        options = {"stretched": self.stretch.isChecked()}
+        gate_layers.show_gate(
+            self._viewer, self._number, gate, self.measure.currentData(), **options
+        )
+        self.refresh()
+
+    def _show_legend(self, layer: Image) -> None:
         """Show the colours, the median and the quartiles."""
-        if layer is None:
-            self.message.clear()
-            return
-        low, high = layer.contrast_limits
-        least, most = RANGE_ENDS[tag(layer, "measure")]
-        marks = [f"{low:.2g} {least}", f"{high:.2g} {most}"]
+        measure, digits, ends = tag(layer, "measure"), ".2g", RANGE_ENDS
         if tag(layer, "stretched"):
-            least, most = STRETCHED_ENDS[tag(layer, "measure")]
-            marks = [f"{low:.3g} {least}", f"{high:.3g} {most}"]
-        self.ramp.show_colours(layer.colormap.map(np.linspace(0, 1, 16)), marks)
+            digits, ends = ".3g", STRETCHED_ENDS
+        named = zip(layer.contrast_limits, ends[measure], strict=True)
+        self.ramp.show_layer(layer, [f"{limit:{digits}} {end}" for limit, end in named])
         first, median, third = tag(layer, "quartiles")
         self.message.setText(
-            f"{MEASURES[tag(layer, 'measure')].split(' (')[0]} of"
+            f"{MEASURES[measure].split(' (')[0]} of"
             f" {gate_layers.short_gate_name(tag(layer, 'gate').gate)}: median {median:.3g}, half of"
             f" the cells between {first:.3g} and {third:.3g}."
         )
@@ -138,110 +191,53 @@ class GateSection(Section):
     def _gates(self) -> list[GateValues]:
         from napari_shmoareg.experts.maps import gate_values
 
-        registration = open_registrations(self._viewer).get(self._number)
+        registration = self.registration
         return [] if registration is None else gate_values(registration)
-
-    def _missing(self) -> str:
-        registration = open_registrations(self._viewer).get(self._number)
-        if registration is None:
-            return ""
-        return NOT_KEPT if registration.report.get("expert_loads") else NO_GATES
-
-    def _choose(self) -> None:
-        """Show the picked gate; in another layer, the gate most similar to it."""
-        gates = [
-            gate for gate in self._gates() if _layer_name(gate.gate) == self.layer.currentData()
-        ]
-        last = self._last or gates[0].gate
-        picked = self.which.currentData()
-        gate = min(
-            gates, key=lambda one: (_gate_label(one.gate) != picked, _mismatches(one.gate, last))
-        )
-        measure = self.measure.currentData()
-        gate_layers.show_gate(
-            self._viewer, self._number, gate, measure, stretched=self.stretch.isChecked()
-        )
-        self.refresh()
-
-    def _switch(self, on: bool) -> None:
-        if on:
-            self._choose()
-        else:
-            showing.show_role(self._viewer, self._number, "gate_map", False)
-
-    def _set_opacity(self, percent: int) -> None:
-        showing.opacity_of(
-            layers_of_registration(self._viewer, self._number, "gate_map"), percent / 100
-        )
-
-
-def _cells(stride: int) -> str:
-    return f"{resolution(stride)} resolution"
-
-
-def _layer_name(gate: GateId) -> str:
-    return f"{gate.part} {gate.layer}"
-
-
-def _mismatches(gate: GateId, other: GateId) -> tuple[bool, ...]:
-    return (
-        gate.image != other.image,
-        gate.direction != other.direction,
-        gate.block != other.block,
-    )
-
-
-def _gate_label(gate: GateId) -> str:
-    return (
-        f"direction {gate.direction}"
-        if gate.direction
-        else f"block {gate.block}, {gate.image} image"
-    )
 
 
 ALL = -1  # all experts, in the list of experts to draw
 WORLD = ("left-right", "back-front", "down-up")
 
 
-class DecoderSection(Section):
+class DecoderSection(MapSection):
     """Controls of the expert maps: the expert of every cell, per direction and resolution."""
 
     def __init__(self, viewer: Viewer) -> None:
-        super().__init__("Deformation experts (SHMoE, decoder)", viewer)
+        super().__init__(
+            viewer,
+            "Deformation experts (SHMoE, decoder)",
+            "expert_map",
+            "expert map",
+            with_key("Show or hide the expert map; the key shows the next one", "expert_map"),
+        )
         self._last: tuple[str, int] | None = None  # direction and stride shown last
-        self.on = QCheckBox("Show expert map")
-        self.on.setToolTip(
-            with_key("Show or hide the expert map; the key shows the next one", "expert_map")
-        )
         self.direction, self.resolution, self.drawn = QComboBox(), QComboBox(), QComboBox()
-        self.direction.setToolTip(
-            with_key("Each component of the displacement has its own experts", "direction")
+        self.add_rows(
+            (
+                "Direction",
+                self.direction,
+                with_key("Each component of the displacement has its own experts", "direction"),
+            ),
+            (
+                "Resolution",
+                self.resolution,
+                "Resolution of the decoder layer: its cells are as large as the voxels of the"
+                " network grid, or twice as large",
+            ),
+            (
+                "Cells of",
+                self.drawn,
+                "Draw the cells of all experts, each in its colour, or the cells of one expert"
+                " only",
+            ),
         )
-        self.resolution.setToolTip(
-            "Resolution of the decoder layer: its cells are as large as the voxels of the network"
-            " grid, or twice as large"
-        )
-        self.drawn.setToolTip(
-            "Draw the cells of all experts, each in its colour, or the cells of one expert only"
-        )
-        self.opacity = opacity_slider("Opacity of the expert maps")
         self.legend = Swatches()
         self.legend.setToolTip(
             "Experts by kernel size, with the share of the cells of this map that chose each"
         )
-        form = QFormLayout()
-        form.addRow("Direction", self.direction)
-        form.addRow("Resolution", self.resolution)
-        form.addRow("Cells of", self.drawn)
-        form.addRow("Opacity", self.opacity)
-        self.column.addWidget(self.on)
-        self.column.addLayout(form)
         self.column.addWidget(self.legend)
-        self.on.toggled.connect(self._switch)
-        self.direction.activated.connect(lambda _: self._choose())
-        self.resolution.activated.connect(lambda _: self._choose())
-        self.drawn.activated.connect(lambda _: self._choose(self.drawn.currentData()))
-        self.opacity.valueChanged.connect(self._set_opacity)
+        for widget in (self.ramp, self.message):
+            widget.hide()
 
     def refresh(self) -> None:
         """Show the current map, and a legend of its colours."""
@@ -252,45 +248,28 @@ class DecoderSection(Section):
             return
         shown = next((layer for layer in opened if layer.visible), None)
         maps = [tag(layer, "expert_map") for layer in opened]
-        with signals_blocked(self.on), signals_blocked(self.opacity):
-            self.on.setChecked(shown is not None)
-            self.opacity.setValue(round(100 * showing.opacity_of(opened)))
-        fill(self.direction, {m.direction: f"{m.direction} ({along(m)})" for m in maps})
-        fill(self.resolution, {m.stride: resolution(m.stride) for m in maps})
+        self.show_state(opened)
         if shown is not None:
             self._last = showing.direction_and_stride(shown)
         direction, stride = self._last or showing.direction_and_stride(opened[0])
-        pick(self.direction, direction)
-        pick(self.resolution, stride)
+        fill(self.direction, {m.direction: f"{m.direction} ({along(m)})" for m in maps}, direction)
+        fill(self.resolution, {m.stride: resolution(m.stride) for m in maps}, stride)
         shown_map = next((m for m in maps if (m.direction, m.stride) == self._selected()), maps[0])
         entries = _entries(tag(opened[0], "registration"), shown_map)
         self.legend.show_entries(entries)
-        fill(
-            self.drawn,
-            {ALL: "all experts"} | {n: f"{name} alone" for n, (_, name, _) in enumerate(entries)},
-        )
+        names = {n: f"{name} alone" for n, (_, name, _) in enumerate(entries)}
         alone = showing.single_expert(opened[maps.index(shown_map)])
-        pick(self.drawn, ALL if alone is None else alone)
+        fill(self.drawn, {ALL: "all experts"} | names, ALL if alone is None else alone)
 
-    def _selected(self) -> tuple[str, int]:
-        return self.direction.currentData(), self.resolution.currentData()
-
-    def _choose(self, drawn: int | None = None) -> None:
+    def choose(self) -> None:
+        drawn = self.drawn.currentData()
         layer = showing.show_experts(self._viewer, self._number, *self._selected())
         if layer is not None and drawn is not None:
             showing.draw_single_expert(layer, None if drawn == ALL else drawn)
         self.refresh()
 
-    def _switch(self, on: bool) -> None:
-        if on:
-            self._choose()
-        else:
-            showing.show_role(self._viewer, self._number, "expert_map", False)
-
-    def _set_opacity(self, percent: int) -> None:
-        showing.opacity_of(
-            layers_of_registration(self._viewer, self._number, "expert_map"), percent / 100
-        )
+    def _selected(self) -> tuple[str, int]:
+        return self.direction.currentData(), self.resolution.currentData()
 
 
 def along(expert_map: ExpertMap) -> str:
@@ -306,62 +285,35 @@ def _entries(registration: Registration, expert_map: ExpertMap) -> list[tuple[st
     count = expert_map.num_experts
     chosen = np.bincount(expert_map.volume.values.ravel(), minlength=count + 1)[1 : count + 1]
     names = (f"{name} (id {n})" for n, name in enumerate(expert_names(registration, count)))
-    return list(
-        zip(
-            expert_colours(count),
-            names,
-            (float(n) / max(chosen.sum(), 1) for n in chosen),
-            strict=True,
-        )
-    )
+    shares = (float(n) / max(chosen.sum(), 1) for n in chosen)
+    return list(zip(expert_colours(count), names, shares, strict=True))
 
 
-class EncoderSection(Section):
+class EncoderSection(MapSection):
     """Controls of the head map: weight of a head at every token, or number of blocks that chose
     it.
     """
 
     def __init__(self, viewer: Viewer) -> None:
-        super().__init__("Attention heads (MoA, encoder)", viewer)
-        self.on = QCheckBox("Show head map")
-        self.on.setToolTip("Show or hide the weight of one attention head at every token")
-        self.layer, self.image, self.block, self.head = (
-            QComboBox(),
-            QComboBox(),
-            QComboBox(),
-            QComboBox(),
+        super().__init__(
+            viewer,
+            "Attention heads (MoA, encoder)",
+            "head_map",
+            "head map",
+            "Show or hide the weight of one attention head at every token",
         )
-        self.layer.setToolTip(
-            "Layer of the encoder: its tokens are twice as large as those of the previous layer"
-        )
-        self.image.setToolTip(
-            "Both images pass through the same encoder, each with its own choices"
-        )
-        self.block.setToolTip("Block of the layer: each has its own gate")
-        self.head.setToolTip(with_key("Attention head, with its share of selections", "head"))
+        self.where, self.head = GatePicker(part="encoder"), QComboBox()
         self.counted = QCheckBox("How often chosen, all blocks")
-        self.counted.setToolTip(
-            "Show the number of blocks of the layer in which a token chose the head, instead of the"
-            " weight in one block"
+        self.add_rows(
+            ("", self.where, ""),
+            (
+                "",
+                self.counted,
+                "Show the number of blocks of the layer in which a token chose the head, instead of"
+                " the weight in one block",
+            ),
+            ("Head", self.head, with_key("Attention head, with its share of selections", "head")),
         )
-        self.opacity = opacity_slider("Opacity of the head map")
-        self.ramp, self.message = Ramp(), QLabel()
-        self.message.setWordWrap(True)
-        form = QFormLayout()
-        for name, widget in (("Layer", self.layer), ("Image", self.image), ("Block", self.block)):
-            form.addRow(name, widget)
-        form.addRow(self.counted)
-        form.addRow("Head", self.head)
-        form.addRow("Opacity", self.opacity)
-        self.column.addWidget(self.on)
-        self.column.addLayout(form)
-        self.column.addWidget(self.ramp)
-        self.column.addWidget(self.message)
-        self.on.toggled.connect(self._switch)
-        for combo in (self.layer, self.image, self.block, self.head):
-            combo.activated.connect(lambda _: self._choose())
-        self.counted.toggled.connect(lambda _: self._choose())
-        self.opacity.valueChanged.connect(self._set_opacity)
 
     def refresh(self) -> None:
         """Show the head of the layer, and its load."""
@@ -372,67 +324,34 @@ class EncoderSection(Section):
             return
         registration, load, head = (tag(layer, name) for name in ("registration", "load", "head"))
         counted = load.block is None
-        with signals_blocked(self.on), signals_blocked(self.counted), signals_blocked(self.opacity):
-            self.on.setChecked(bool(layer.visible))
+        self.show_state([layer])
+        with signals_blocked(self.counted):
             self.counted.setChecked(counted)
-            self.opacity.setValue(round(100 * layer.opacity))
-        routed = registration.routing.select(part="encoder")
-        strides = {one.layer: one.stride for one in routed}
-        fill(
-            self.layer,
-            {n: f"{n} (1/{strides[n]} resolution)" for n in sorted(strides)},
-            load.layer,
-        )
-        fill(self.image, {one.image: one.image for one in routed}, load.image)
-        blocks = {one.block: str(one.block) for one in routed if one.layer == load.layer}
-        fill(self.block, blocks, load.block)
-        self.block.setEnabled(not counted)
+        self.where.show_gate(registration, load.gate)
+        self.where.fields["block"].setEnabled(not counted)
         shares = shares_of(load)
         fill(self.head, {n: f"{n} ({100 * share:.1f} %)" for n, share in enumerate(shares)}, head)
         top = f"{layer.contrast_limits[1]:g} blocks" if counted else "weight 1"
-        self.ramp.show_colours(layer.colormap.map(np.linspace(0, 1, 16)), ["0", top])
-        where = (
-            f"all blocks of layer {load.layer}" if counted else f"this block of layer {load.layer}"
-        )
+        self.ramp.show_layer(layer, ["0", top])
+        where = f"{'all blocks' if counted else 'this block'} of layer {load.layer}"
         self.message.setText(
             f"Head {head} has {100 * shares[head]:.1f} % of the selections in {where},"
             f" {load.image} image (equal shares: {100 / len(shares):.1f} %)."
         )
 
-    def _choose(self) -> None:
-        """Show the picked head, of the gate most similar to the picked one."""
+    def choose(self) -> None:
         from napari_shmoareg.experts.maps import times_chosen, token_loads
 
-        layer = showing.head_layer(self._viewer, self._number)
-        registration = tag(layer, "registration")
+        registration, gate = self.registration, self.where.gates[0]
+        if registration is None:
+            return
         counted = self.counted.isChecked()
-        selected = (
-            self.layer.currentData(),
-            self.image.currentData(),
-            None if counted else self.block.currentData(),
-        )
+        gate = gate._replace(block=None) if counted else gate
         loads = (times_chosen if counted else token_loads)(registration)
-        load = min(
-            loads, key=lambda one: [a != b for a, b in zip(_where(one), selected, strict=True)]
-        )
-        showing.show_head(
-            self._viewer,
-            self._number,
-            load,
-            min(self.head.currentData(), load.values.shape[-1] - 1),
-        )
+        load = next(load for load in loads if load.gate == gate)
+        head = min(self.head.currentData(), load.values.shape[-1] - 1)
+        showing.show_head(self._viewer, self._number, load, head)
         self.refresh()
-
-    def _switch(self, on: bool) -> None:
-        if on:
-            self._choose()
-        else:
-            showing.show_role(self._viewer, self._number, "head_map", False)
-
-    def _set_opacity(self, percent: int) -> None:
-        showing.opacity_of(
-            layers_of_registration(self._viewer, self._number, "head_map"), percent / 100
-        )
 
 
 def shares_of(load: GateValues) -> NDArray[np.float64]:
@@ -440,10 +359,6 @@ def shares_of(load: GateValues) -> NDArray[np.float64]:
     values = load.values if load.block is None else load.values > 0
     chosen = values.sum(axis=(0, 1, 2), dtype=np.float64)
     return chosen / max(float(chosen.sum()), 1.0)
-
-
-def _where(load: GateValues) -> tuple[int, str | None, int | None]:
-    return load.layer, load.image, load.block
 
 
 MAP = (

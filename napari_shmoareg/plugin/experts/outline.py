@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_shmoareg.plugin.controls.forms import weakly
 from napari_shmoareg.plugin.experts.pins import drop_orphans, link_metadata, linked_layer
 from napari_shmoareg.plugin.placement import (
     AXES,
@@ -47,7 +48,7 @@ class Outline:
 
     def __init__(self, viewer: Viewer) -> None:
         self._viewer = weakref.ref(viewer)
-        self._registration: weakref.ref[Registration] | None = None
+        self._registration = weakly(None)
         self._number = 0
         self._cell: CellReading | None = None
         self._following = False
@@ -58,7 +59,7 @@ class Outline:
         """Outline another cell; adds the layer ``#1 cell`` if missing and the slice cuts the
         cell.
         """
-        self._number, self._registration, self._cell = number, weakref.ref(registration), cell
+        self._number, self._registration, self._cell = number, weakly(registration), cell
         self._made = False
         self._follow()
         self.draw()
@@ -83,10 +84,7 @@ class Outline:
         If the slice misses the cell, the layer is hidden: an empty layer crashed the drawing (an
         empty outline removed, a new empty one added, and pins: segmentation fault in
         glDrawArrays)."""
-        viewer, registration = (
-            self._viewer(),
-            None if self._registration is None else self._registration(),
-        )
+        viewer, registration = self._viewer(), self._registration()
         if viewer is None or registration is None or self._cell is None:
             return
         layer = linked_layer(viewer, registration, ROLE)

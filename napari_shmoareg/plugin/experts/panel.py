@@ -10,7 +10,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtGui import QHideEvent, QShowEvent
 from qtpy.QtWidgets import QComboBox, QLabel, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
-from napari_shmoareg.plugin.controls.forms import Section, arranged, fill, scrolled, wrapped
+from napari_shmoareg.plugin.controls.forms import Section, arranged, fill, scrolled, weakly, wrapped
 from napari_shmoareg.plugin.controls.tasks import weights_of
 from napari_shmoareg.plugin.experts.loads import LayersView
 from napari_shmoareg.plugin.experts.location import LocationView
@@ -92,7 +92,7 @@ class ExpertsPanel(Panel):
         super().__init__()
         self._viewer = viewer = unwrap(napari_viewer)
         self._connected: list[Any] = []
-        self._shown: tuple[int | None, weakref.ref[Registration] | None] = (None, None)
+        self._shown: tuple[int | None, Callable[[], Registration | None]] = None, weakly(None)
         # tabs not yet updated after the last change of the layer list
         self._stale: set[str] = set()
         self.registration = QComboBox()
@@ -167,9 +167,9 @@ class ExpertsPanel(Panel):
         for label in (self.note, self.routing):
             label.setVisible(bool(label.text()))
         before, shown = self._shown
-        self._shown = number, None if registration is None else weakref.ref(registration)
+        self._shown = number, weakly(registration)
         self._stale = set(self.views)
-        if number != before or registration is None or shown is None or shown() is not registration:
+        if number != before or registration is None or shown() is not registration:
             for name in self.views:  # also tabs behind: they refer to a closed registration
                 self._update_tab(name)
         else:
@@ -186,7 +186,7 @@ class ExpertsPanel(Panel):
         self._stale.discard(name)
         number, registration = self._shown
         for section in self.views[name]:
-            section.show_registration(None if registration is None else number)
+            section.show_registration(None if registration() is None else number)
 
     def _sections(self) -> list[Section]:
         return [section for sections in self.views.values() for section in sections]

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.utils.notifications import show_info
 from numpy.typing import ArrayLike, NDArray
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QComboBox, QHBoxLayout, QLabel, QToolButton, QVBoxLayout, QWidget
+from qtpy.QtGui import QColor
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QToolButton, QVBoxLayout, QWidget
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.plugin.controls.forms import arranged, fill, narrowed
+from napari_shmoareg.plugin.controls.bars import Bar, BarChart, Box, BoxChart
+from napari_shmoareg.plugin.controls.forms import arranged, weakly, wrapped
 from napari_shmoareg.plugin.controls.legend import Swatch
-from napari_shmoareg.plugin.controls.strips import gate_name, short
 from napari_shmoareg.plugin.controls.tables import TableButtons
 from napari_shmoareg.plugin.controls.tasks import single_shot
-from napari_shmoareg.plugin.experts.pin_charts import Choice, Group, PinBars, PinTable
+from napari_shmoareg.plugin.experts.gate_picker import GatePicker, gate_name
+from napari_shmoareg.plugin.layers import expert_names, resolution
 from napari_shmoareg.plugin.placement import (
     AXES,
     COLOURS,
@@ -201,62 +204,66 @@ def rows_of(registration: Registration, readings: NumberedReadings) -> list[dict
     return [{key: "" if value is None else value for key, value in row.items()} for row in rows]
 
 
-def groups_of(readings: NumberedReadings, layer: int, image: str, block: int | None) -> list[Group]:
-    """The weight of every head in a block (Eq. 4) per pin, or the share of blocks that chose it
-    (Fig. 6a).
+def pin_bars(readings: NumberedReadings, **where: Any) -> list[Bar]:
+    """The weight of every head (Eq. 4) per pin, or over all blocks of a layer the share of those
+    that chose it (Fig. 6a).
 
     Parameters
     ----------
     readings : sequence of (number, LocationReading)
-    layer : int
-    image : {"moving", "fixed"}
-    block : int or None
-        None: over all blocks of the layer.
+    **where
+        Fields of `GateId`; without a block, over all blocks.
     """
-    groups = []
+    from napari_shmoareg.model.routing import GateId
+
+    values: dict[int, list[float]] = {}
     for number, reading in readings:
-        cells = reading.select(part="encoder", layer=layer, image=image)
-        if block is not None:
-            cells = tuple(cell for cell in cells if cell.block == block)
-        values = [0.0] * max((cell.num_experts for cell in cells), default=0)
+        cells = reading.select(**where)
+        values[number] = [0.0] * max((cell.num_experts for cell in cells), default=0)
         for cell in cells:
             for head, weight in zip(cell.experts, cell.weights, strict=True):
-                values[head] += 1 / len(cells) if block is None else weight
-        groups.append(Group(f"Pin {number}", PINS[number - 1], tuple(values)))
-    return groups
+                values[number][head] += weight if "block" in where else 1 / len(cells)
+    bars = []
+    for number, of_pin in values.items():
+        for head, value in enumerate(of_pin):
+            others = [f"Pin {n}: {other[head]:.3f}" for n, other in values.items()]
+            tip = "\n".join([f"Head {head}", *others])
+            bars.append(Bar(GateId(**where), head, value, PINS[number - 1], str(head), tip))
+    return bars
 
 
-def choices_of(
+def kernel_boxes(
     registration: Registration, readings: NumberedReadings
-) -> tuple[list[str], dict[tuple[int, int], Choice]]:
+) -> tuple[list[str], list[Box]]:
     """The directions of all decoder layers, and the choice of each pin there (Fig. 6b)."""
     from napari_shmoareg.figures.palette import expert_colours
-    from napari_shmoareg.plugin.layers import RESOLUTIONS, expert_names
 
     columns: list[str] = []
-    choices: dict[tuple[int, int], Choice] = {}
+    boxes = []
     for row, (number, reading) in enumerate(readings):
         for cell in reading.decoder:
-            heading = f"{cell.direction} {RESOLUTIONS.get(cell.stride, f'1/{cell.stride}')}"
+            heading = f"{cell.direction} {resolution(cell.stride)}"
             if heading not in columns:
                 columns.append(heading)
             first, count = cell.experts[0], cell.num_experts
-            name, value = (
-                expert_names(registration, count)[first],
-                None if cell.values is None else cell.values[first],
-            )
-            details = "" if value is None else f", gate value {value:.3f}, margin {cell.margin:.3f}"
-            tooltip = f"Pin {number}, {gate_name(cell.gate)}: {name}{details}"
-            text = name if value is None else f"{name.partition('×')[0]}³ {short(value)}"
-            choices[row, columns.index(heading)] = Choice(
-                expert_colours(count)[first], text, tooltip
-            )
-    return columns, choices
+            name, colour = expert_names(registration, count)[first], expert_colours(count)[first]
+            text, tip = name, f"Pin {number}, {gate_name(cell.gate)}: {name}"
+            if cell.values is not None:
+                text = f"{name.partition('×')[0]}³ {short(cell.values[first])}"
+                tip += f", gate value {cell.values[first]:.3f}, margin {cell.margin:.3f}"
+            ink = "white" if QColor(colour).lightnessF() < 0.6 else "black"
+            box = Box(cell.gate, first, 1.0, colour, text, tip, ink=ink)
+            boxes.append(replace(box, row=row, column=columns.index(heading)))
+    return columns, boxes
+
+
+def short(value: float, digits: int = 2) -> str:
+    """Format a number from 0 to 1 as ``.41``; ``?`` if unknown."""
+    return "?" if value != value else f"{value:.{digits}f}".removeprefix("0")
 
 
 OUTSIDE = "outside the network's field of view"
 REFRESH_DELAY = 30  # ms between two updates while a pin is dragged
-OVER_BLOCKS = "all: how often chosen"
 
 
 class PinRow(QWidget):
@@ -288,7 +295,7 @@ class PinsBox(QWidget):
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
         self._viewer = weakref.ref(viewer)
-        self._registration: weakref.ref[Registration] | None = None
+        self._registration = weakly(None)
         self._number = 0
         self._watched: weakref.ref[Any] | None = None
         self.readings: list[tuple[int, LocationReading]] = []
@@ -298,25 +305,19 @@ class PinsBox(QWidget):
 
     def show_registration(self, number: int, registration: Registration | None) -> None:
         """Switch to another registration, or none."""
-        self._number, self._registration = (
-            number,
-            None if registration is None else weakref.ref(registration),
-        )
+        self._number, self._registration = number, weakly(registration)
         if registration is not None:
-            encoder = registration.routing.select(part="encoder")
-            decoder = registration.routing.select(part="decoder")
-            layers = sorted({one.layer for one in encoder})
-            fill(self.layer, {n: f"layer {n}" for n in layers})
-            self._offer_blocks(registration)
-            for widget in (self.layer, self.block, self.image, self.heads, self.bars):
-                widget.setVisible(bool(encoder))  # none without MoA
-            self.kernels.setVisible(bool(decoder))  # none without SHMoE
-            self.table.setVisible(bool(decoder))
+            self.readings = []
+            self.where.offer(registration)
+            for part in (self.where, self.heads, self.bars):
+                part.setVisible(bool(self.where.gates))  # none without MoA
+            for chart in (self.kernels, self.table):
+                chart.setVisible(bool(registration.routing.select(part="decoder")))
         self.refresh()
 
     def pin(self, point: NDArray[np.float64]) -> None:
         """Pin a location, mm RAS; a sixth is refused with a message."""
-        viewer, registration = self._viewer(), self._current()
+        viewer, registration = self._viewer(), self._registration()
         if viewer is None or registration is None:
             return
         try:
@@ -327,17 +328,12 @@ class PinsBox(QWidget):
 
     def refresh(self) -> None:
         """Read the pins of the layer again."""
-        viewer, registration = self._viewer(), self._current()
-        points = (
-            np.zeros((0, 3))
-            if viewer is None or registration is None
-            else pins_of(viewer, registration)[:MAX_PINS]
-        )
-        self._watch(
-            None
-            if viewer is None or registration is None
-            else linked_layer(viewer, registration, "locations")
-        )
+        viewer, registration = self._viewer(), self._registration()
+        points, layer = np.zeros((0, 3)), None
+        if viewer is not None and registration is not None:
+            points = pins_of(viewer, registration)[:MAX_PINS]
+            layer = linked_layer(viewer, registration, "locations")
+        self._watch(layer)
         self.readings = []
         for number, (row, point) in enumerate(zip(self.rows, points, strict=False), start=1):
             text = f"{number}: {', '.join(f'{mm:.1f}' for mm in point)}"
@@ -363,84 +359,58 @@ class PinsBox(QWidget):
             row.go.clicked.connect(lambda _=False, n=index: self._go(n))
             row.drop.clicked.connect(lambda _=False, n=index: self._drop(n))
             column.addWidget(row)
-        self.layer, self.block, self.image = QComboBox(), QComboBox(), QComboBox()
-        self.layer.setToolTip("Encoder layer whose heads are compared")
-        self.block.setToolTip(
-            "The weight of every head in one block, or the share of blocks that chose it"
+        self.where = GatePicker("block", part="encoder")
+        self.where.changed.connect(self._draw)
+        self.bars = BarChart(
+            axis=True, height=120, accessible_name="Weight of every head at each pin"
         )
-        self.image.setToolTip("Image of the tokens")
-        for image in ("fixed", "moving"):
-            self.image.addItem(image, image)
-        combos = QHBoxLayout()
-        for combo in (self.layer, self.block, self.image):
-            combo.activated.connect(lambda _: self._choose())
-            narrowed(combo)
-            combos.addWidget(combo, 1)
-        self.bars, self.table = PinBars(), PinTable()
-        self.bars.setAccessibleName("Weight of every head at each pin")
-        self.table.setAccessibleName("Kernels that each pin chose")
-        self.heads, self.kernels = (
-            QLabel(),
-            QLabel("Kernels, with the gate value of the chosen one (T of Eq. 6):"),
-        )
-        for label in (self.heads, self.kernels):
-            label.setWordWrap(True)
+        self.table = BoxChart(accessible_name="Kernels that each pin chose")
+        self.heads = QLabel()
+        self.kernels = QLabel("Kernels, with the gate value of the chosen one (T of Eq. 6):")
+        wrapped(self.heads, self.kernels)
         self.buttons = TableButtons(self._rows, "places.csv")
         self.compared = QWidget()
-        inner = QVBoxLayout(self.compared)
-        inner.setContentsMargins(0, 4, 0, 0)
-        inner.addLayout(combos)
-        for widget in (self.heads, self.bars, self.kernels, self.table, self.buttons):
-            inner.addWidget(widget)
+        charts = (self.where, self.heads, self.bars, self.kernels, self.table, self.buttons)
+        arranged(QVBoxLayout(self.compared), *charts).setContentsMargins(0, 4, 0, 0)
         column.addWidget(self.compared)
 
-    def _offer_blocks(self, registration: Registration) -> None:
-        layer = self.layer.currentData()
-        gates = registration.routing.select(part="encoder", layer=layer)
-        blocks = sorted({one.block or 0 for one in gates})
-        fill(self.block, {-1: OVER_BLOCKS} | {n: f"block {n}" for n in blocks})
-
-    def _choose(self) -> None:
-        registration = self._current()
-        if registration is not None:
-            self._offer_blocks(registration)
-            self._draw()
-
     def _draw(self) -> None:
-        registration, layer, block = (
-            self._current(),
-            self.layer.currentData(),
-            self.block.currentData(),
-        )
+        registration, where = self._registration(), self.where.where
         if registration is None or not self.readings:
             return
-        over = block in (None, -1)
+        over = "block" not in where
         self.heads.setText(
-            f"Heads of the {self.image.currentData()} image, "
+            f"Heads of the {where.get('image')} image, "
             + ("share of the layer's blocks that chose each:" if over else "weight (Eq. 4):")
         )
-        if layer is not None:
-            groups = groups_of(
-                self.readings, layer, self.image.currentData(), None if over else block
+        if self.where.gates:
+            bars = pin_bars(self.readings, **where)
+            low = max((bar.value for bar in bars), default=1.0) <= 0.5
+            self.bars.highest = 0.5 if low and not over else 1.0
+            heads = np.reshape([bar.value for bar in bars], (len(self.readings), -1))
+            self.bars.show_bars(
+                bars,
+                "; ".join(
+                    f"Pin {number}: {', '.join(f'{value:.2f}' for value in of_pin)}"
+                    for (number, _), of_pin in zip(self.readings, heads, strict=True)
+                ),
             )
-            low = max((max(group.values, default=1.0) for group in groups), default=1.0) <= 0.5
-            self.bars.show_groups(groups, 0.5 if low and not over else 1.0)
-        columns, choices = choices_of(registration, self.readings)
-        self.table.show_choices([(str(n), PINS[n - 1]) for n, _ in self.readings], columns, choices)
+        columns, boxes = kernel_boxes(registration, self.readings)
+        self.table.show_table([(str(n), PINS[n - 1]) for n, _ in self.readings], columns, boxes)
 
     def _rows(self) -> list[dict[str, object]]:
-        registration = self._current()
+        registration = self._registration()
         return [] if registration is None else rows_of(registration, self.readings)
 
     def _go(self, index: int) -> None:
-        viewer, registration = self._viewer(), self._current()
+        viewer, registration = self._viewer(), self._registration()
         if viewer is not None and registration is not None:
             point = pins_of(viewer, registration)[index]
             centre_on(viewer, point)
             self.location_requested.emit(point)
 
     def _drop(self, index: int) -> None:
-        viewer, registration = self._viewer(), self._current()
+        viewer, registration = self._viewer(), self._registration()
         if viewer is not None and registration is not None:
             unpin(viewer, registration, index)
         self.refresh()
@@ -463,9 +433,6 @@ class PinsBox(QWidget):
             number_points(event.source)
         if not self._soon.isActive():
             self._soon.start()
-
-    def _current(self) -> Registration | None:
-        return None if self._registration is None else self._registration()
 
 
 def _read(registration: Registration | None, point: NDArray[np.float64]) -> LocationReading:

@@ -23,7 +23,7 @@ from superqt.utils import signals_blocked
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Grid, Volume
-from napari_shmoareg.plugin.controls.forms import arranged, fill, narrowed
+from napari_shmoareg.plugin.controls.forms import arranged, fill
 from napari_shmoareg.plugin.placement import AXES, UNITS, mm_per, tag, to_viewer, volume_of
 
 if TYPE_CHECKING:
@@ -279,7 +279,6 @@ class RegionSource(QWidget):
             "Source of the regions: the labels of the fixed image, any other labels layer in its"
             " world space, or shapes drawn in the viewer"
         )
-        narrowed(self.combo)
         self.draw = QPushButton("Draw")
         self.draw.setToolTip(
             "Add a layer for polygons, rectangles or ellipses; each shape is a region"
@@ -329,6 +328,16 @@ class RegionSource(QWidget):
         before = self.combo.currentData()
         fill(self.combo, entries)
         self._show(notify=self.combo.currentData() != before)
+
+    def names(self, registration: Registration | None) -> dict[int, str]:
+        """The names of the picked regions by number; none while nothing is drawn."""
+        source = self.source
+        if registration is None or source is None:
+            return {}
+        try:
+            return source.names(registration)
+        except InputError:  # nothing drawn so far: reported when the regions are used
+            return {}
 
     def pick(self, layer: Layer) -> None:
         """Pick a layer."""

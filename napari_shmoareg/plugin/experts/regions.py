@@ -20,17 +20,15 @@ from qtpy.QtWidgets import (
     QTableWidgetItem,
 )
 
-from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Volume
-from napari_shmoareg.plugin.controls.bars import RegionBars
-from napari_shmoareg.plugin.controls.forms import Section, fill, narrowed, wrapped
+from napari_shmoareg.plugin.controls.bars import Bar, BarChart
+from napari_shmoareg.plugin.controls.forms import Section, fill, weakly, wrapped
 from napari_shmoareg.plugin.controls.tables import Figure, FigureTable, TableButtons, origin_of
 from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, Task
 from napari_shmoareg.plugin.experts.gate_picker import GatePicker, describe_gates
 from napari_shmoareg.plugin.experts.region_source import RegionSource, Source
 from napari_shmoareg.plugin.layers import expert_names
 from napari_shmoareg.plugin.placement import go_to, to_viewer
-from napari_shmoareg.plugin.registrations import open_registrations
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -43,26 +41,23 @@ def selection_shares(registration: Registration, **where: object) -> NDArray[np.
     """Share of selections (N,), from the report, of the gates with these fields of `GateId`; None
     without such gates.
     """
-    entries = registration.report.get("expert_loads", [])
     counts = [
         entry["counts"]
-        for entry in entries
+        for entry in registration.report.get("expert_loads", [])
         if all(entry[name] == value for name, value in where.items())
     ]
-    if not counts or len({len(count_regions) for count_regions in counts}) > 1:
+    if len({len(of_gate) for of_gate in counts}) != 1:
         return None
     total = np.sum(counts, axis=0, dtype=np.float64)
     return np.asarray(total / max(total.sum(), 1.0))
 
 
-def expert_titles(registration: Registration, part: str, count_regions: int) -> list[str]:
+def expert_titles(registration: Registration, part: str, count: int) -> list[str]:
     """Names of the experts of encoder or decoder, by id, with the id."""
     if part == "encoder":
-        return [f"head {n}" for n in range(count_regions)]
-    return [
-        name if name.startswith("expert") else f"{name} (id {n})"
-        for n, name in enumerate(expert_names(registration, count_regions))
-    ]
+        return [f"head {n}" for n in range(count)]
+    names = enumerate(expert_names(registration, count))
+    return [name if name.startswith("expert") else f"{name} (id {n})" for n, name in names]
 
 
 WHOLE, TOGETHER = "whole", "regions"
@@ -129,16 +124,15 @@ def count_regions(report: Report, registration: Registration, request: RegionReq
             registration, labels, names=names, reference=reference, **gate._asdict()
         )
     report.check()
-    where, source = describe_gates(request.where), str(request.source)
     return Regions(
         loads,
         labels,
         weakref.ref(registration),
         names,
         request.reference,
-        where,
-        source,
-        request.key,
+        gates=describe_gates(request.where),
+        source=str(request.source),
+        key=request.key,
     )
 
 
@@ -171,6 +165,7 @@ def middle_of(labels: Volume, region: int) -> np.ndarray:
 
 
 ABOVE, CHANCE, TOO_FEW = "● above chance", "as by chance", "too few blocks to tell"
+REGION, REFERENCE = "#f08c00", "#868e96"  # of the bars
 ROWS_SHOWN = 10
 UNKNOWN = -2.0  # below every difference of distances
 HEADINGS = ("Region", "Verdict", "Distance", "By chance", "Cells", "Blocks")
@@ -220,42 +215,35 @@ class RegionTable(FigureTable):
     def show_loads(self, loads: Sequence[RegionLoad], experts: Sequence[str]) -> None:
         """Show other loads; `experts` are the headings of the shares."""
         self.setSortingEnabled(False)
-        self.clearContents()
         self.setColumnCount(len(HEADINGS) + len(experts))
-        for n, expert in enumerate(experts):
+        for n, expert in enumerate(experts, start=len(HEADINGS)):
             heading = QTableWidgetItem(expert)
             heading.setToolTip(
                 f"Share of selections of {expert}; the tooltip of a cell shows its 95 % interval"
             )
-            self.setHorizontalHeaderItem(len(HEADINGS) + n, heading)
-        self.setRowCount(len(loads))
-        for row, load in enumerate(loads):
-            name = QTableWidgetItem(region_title(load, loads))
-            name.setData(Qt.ItemDataRole.UserRole, row)
-            cells = [
-                name,
-                _VerdictItem(load),
-                Figure(load.distance, ".3f"),
-                Figure(load.expected, ".3f"),
-                Figure(load.tokens, ",.0f" if load.tokens >= 100 else ".1f"),
-                Figure(load.blocks, "d"),
-                *(Figure(100 * float(share), ".1f") for share in load.share),
-            ]
-            for column, cell in enumerate(cells):
-                at = column - len(HEADINGS)
-                cell.setToolTip(
-                    interval(load, at, experts[at]) if at >= 0 else _verdict_tooltip(load)
-                )
-                self.setItem(row, column, cell)
+            self.setHorizontalHeaderItem(n, heading)
+        self.show_rows(_cells(load, region_title(load, loads), experts) for load in loads)
         self.setSortingEnabled(True)
         self.resizeColumnsToContents()
         self.fit(min(max(len(loads), 1), ROWS_SHOWN))
 
-    def chosen(self) -> int | None:
-        """Index of the selected load in the order given, or None."""
-        rows = self.selected_rows()
-        item = self.item(rows[0], 0) if rows else None
-        return None if item is None else int(item.data(Qt.ItemDataRole.UserRole))
+
+def _cells(load: RegionLoad, title: str, experts: Sequence[str]) -> list[QTableWidgetItem]:
+    """The cells of a region's row."""
+    shares = [Figure(100 * float(share), ".1f") for share in load.share]
+    cells = [
+        QTableWidgetItem(title),
+        _VerdictItem(load),
+        Figure(load.distance, ".3f"),
+        Figure(load.expected, ".3f"),
+        Figure(load.tokens, ",.0f" if load.tokens >= 100 else ".1f"),
+        Figure(load.blocks, "d"),
+    ]
+    for cell in cells:
+        cell.setToolTip(_verdict_tooltip(load))
+    for n, cell in enumerate(shares):
+        cell.setToolTip(interval(load, n, experts[n]))
+    return [*cells, *shares]
 
 
 def region_title(load: RegionLoad, loads: Sequence[RegionLoad]) -> str:
@@ -279,31 +267,39 @@ def interval(load: RegionLoad, expert: int, name: str) -> str:
     return f"{text} (95 % interval {100 * load.low[expert]:.1f} to {100 * load.high[expert]:.1f} %)"
 
 
+def region_bars(
+    registration: Registration, load: RegionLoad, reference: NDArray[np.float64] | None
+) -> list[Bar]:
+    """Per expert a bar of the region, with its 95 % interval, and one of the reference."""
+    names = [str(n) for n in range(len(load.share))]
+    if load.part == "decoder":
+        names = expert_names(registration, len(load.share))
+    bars = []
+    for n, (name, share) in enumerate(zip(names, load.share, strict=True)):
+        ends = None
+        if load.low is not None and load.high is not None:
+            ends = float(load.low[n]), float(load.high[n])
+        bars.append(Bar(load.gate, n, float(share), REGION, name, "", ends))
+        if reference is not None:
+            bars.append(Bar(load.gate, n, float(reference[n]), REFERENCE, name, ""))
+    return bars
+
+
 def table_of(found: Regions) -> list[dict[str, object]]:
     """Rows for a file or the clipboard: one per region, three columns per expert (shares from 0 to
     1).
     """
     rows: list[dict[str, object]] = []
-    loads = found.loads
-    most = max((len(load.share) for load in loads), default=0)
-    for load in loads:
-        row: dict[str, object] = {
-            **found.about,
-            "region": load.region,
-            "name": load.name,
-            **load.gate._asdict(),
-        }
-        row |= {
-            "distance": load.distance,
-            "expected_by_chance": load.expected,
-            "verdict": verdict(load).lstrip("● "),
-        }
-        row |= {"cells": load.tokens, "blocks": load.blocks}
+    most = max((len(load.share) for load in found.loads), default=0)
+    for load in found.loads:
+        row: dict[str, object] = {**found.about, "region": load.region, "name": load.name}
+        row |= load.gate._asdict()
+        row |= {"distance": load.distance, "expected_by_chance": load.expected}
+        row |= {"verdict": verdict(load).lstrip("● "), "cells": load.tokens, "blocks": load.blocks}
         for n in range(most):
             for what, values in (("share", load.share), ("low", load.low), ("high", load.high)):
-                row[f"{what}_{n}"] = (
-                    None if values is None or n >= len(values) else float(values[n])
-                )
+                given = () if values is None else values[n : n + 1]
+                row[f"{what}_{n}"] = next(map(float, given), None)
         rows.append(row)
     return rows
 
@@ -348,7 +344,7 @@ class RegionView(Section):
         self._results: weakref.WeakKeyDictionary[Registration, Regions] = (
             weakref.WeakKeyDictionary()
         )
-        self._counting_for: weakref.ref[Registration] | None = None  # of the running count
+        self._counting_for = weakly(None)  # of the running count
         self._reference_picked = False  # whether the user picked the reference
         self.regions = RegionSource(viewer)
         self.where = GatePicker("block")
@@ -357,12 +353,11 @@ class RegionView(Section):
             "Reference of each region: the whole image (with air: a difference then partly means"
             " 'is not air'), all regions together, or one of them"
         )
-        narrowed(self.reference)
         self.compute = QPushButton(COMPUTE)
         self.compute.setToolTip(
             "Count the choices of the cells of every region; takes a few seconds per gate"
         )
-        self.table, self.bars = RegionTable(), RegionBars()
+        self.table, self.bars = RegionTable(), BarChart(height=120, fill=0.72, widest=34)
         self.buttons = TableButtons(
             lambda: [] if self._result is None else table_of(self._result), "regions.csv"
         )
@@ -395,11 +390,6 @@ class RegionView(Section):
         self.table.cellClicked.connect(lambda *_: self._go())
         self._show_result(None)
 
-    @property
-    def registration(self) -> Registration | None:
-        """The registration of the view."""
-        return open_registrations(self._viewer).get(self._number)
-
     def refresh(self) -> None:
         """Update the offered layers and gates; hide results of another registration."""
         registration = self.registration
@@ -418,7 +408,7 @@ class RegionView(Section):
         if self.task.busy:
             self.task.cancel()
         elif registration is not None and request is not None:
-            self._counting_for = weakref.ref(registration)
+            self._counting_for = weakly(registration)
             self.task.start(lambda report: count_regions(report, registration, request))
             self._update("starting")
 
@@ -438,10 +428,7 @@ class RegionView(Section):
 
     def _cancel_if_closed(self) -> None:
         """Cancel counting for a registration that was closed."""
-        request = None if self._counting_for is None else self._counting_for()
-        if self.task.busy and not any(
-            registration is request for registration in open_registrations(self._viewer).values()
-        ):
+        if self.task.busy and self.number_of(self._counting_for()) is None:
             self.task.cancel()
 
     def _update(self, status: str | None = None) -> None:
@@ -470,13 +457,7 @@ class RegionView(Section):
             of_row.setVisible(same and self.table.chosen() is not None)
 
     def _offer_references(self) -> None:
-        registration, source = self.registration, self.regions.source
-        names: dict[int, str] = {}
-        if registration is not None and source is not None:
-            try:
-                names = source.names(registration)
-            except InputError:
-                names = {}  # nothing drawn so far: 'Compute' reports it
+        names = self.regions.names(self.registration)
         entries = {**REFERENCES, **names}
         if self.reference.currentData() not in entries:
             self._reference_picked = False
@@ -500,10 +481,10 @@ class RegionView(Section):
         self._update("")
 
     def _on_failed(self, text: str) -> None:
-        request = None if self._counting_for is None else self._counting_for()
-        if request is not None:
-            self._results.pop(request, None)
-            if request is self.registration:
+        registration = self._counting_for()
+        if registration is not None:
+            self._results.pop(registration, None)
+            if registration is self.registration:
                 self._show_result(None)
         self._update("")
         show_error(text)
@@ -535,19 +516,11 @@ class RegionView(Section):
             + verdict(load).lstrip("● ")
             + "."
         )
-        names = (
-            expert_names(registration, len(load.share))
-            if load.part == "decoder"
-            else [str(n) for n in range(99)]
-        )
-        self.bars.show_shares(
-            load.share, share_of_reference(registration, found, load), names, load.low, load.high
-        )
-        self.bars.setToolTip(
-            "\n".join(
-                interval(load, n, _columns(registration, [load])[n]) for n in range(len(load.share))
-            )
-        )
+        titles = _columns(registration, [load])
+        self.bars.setToolTip("\n".join(interval(load, n, title) for n, title in enumerate(titles)))
+        bars = region_bars(registration, load, share_of_reference(registration, found, load))
+        self.bars.highest = max(max(bar.value, *(bar.interval or (0.0,))) for bar in bars) or 1.0
+        self.bars.show_bars(bars)
 
     def _go(self) -> None:
         """Move the viewer to the region of the row."""

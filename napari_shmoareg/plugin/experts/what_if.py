@@ -6,9 +6,12 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from napari.utils.notifications import show_error, show_info
-from qtpy.QtCore import Signal
+from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
     QFileDialog,
+    QFormLayout,
     QHBoxLayout,
     QLabel,
     QPushButton,
@@ -16,18 +19,24 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_shmoareg.plugin.controls.forms import Section, arranged, wrapped
+from napari_shmoareg.plugin.controls.forms import Section, arranged, fill, weakly, wrapped
 from napari_shmoareg.plugin.controls.legend import Ramp
 from napari_shmoareg.plugin.controls.progress import ProgressBox
 from napari_shmoareg.plugin.controls.tables import origin_of
 from napari_shmoareg.plugin.controls.tasks import CANCEL, Task
-from napari_shmoareg.plugin.experts.what_if_form import WhatIfForm
+from napari_shmoareg.plugin.experts.gate_picker import GatePicker
+from napari_shmoareg.plugin.experts.region_source import RegionSource
+from napari_shmoareg.plugin.experts.regions import expert_titles, selection_shares
 from napari_shmoareg.plugin.experts.what_if_results import SweepBox, WhatIfResult, other_weights
 from napari_shmoareg.plugin.experts.what_if_work import (
+    ACTIONS,
+    ALL_REGIONS,
     CHOOSE_WEIGHTS,
     MOVED,
     Answer,
+    ChangeRequest,
     ExperimentCache,
+    RegistrationRef,
     Sweep,
     answer,
     effect_layer,
@@ -35,12 +44,159 @@ from napari_shmoareg.plugin.experts.what_if_work import (
     show_expert_of,
     sweep,
 )
-from napari_shmoareg.plugin.registrations import open_registrations
 
 if TYPE_CHECKING:
     from napari import Viewer
 
     from napari_shmoareg.registration.register import Registration
+
+
+ACTION_TIP = (
+    "Silence: the next best expert replaces this one wherever it was chosen. Force: this expert"
+    " replaces the weakest chosen one and takes over that one's gate value wherever"
+    " it was not chosen. The others are controls: they change the choices of all gates picked below"
+)
+PASSES = {"all": "all passes", "last": "the last pass alone"}
+PASSES_TIP = (
+    "The network runs on a coarse grid first, then on the remaining deformation. A control of all"
+    " passes tests what the whole result depends on; a control of the last pass tests what the maps"
+    " and loads show. Silence and force change the last pass"
+)
+# controls of one expert, or of the most chosen experts
+SINGLE_EXPERT_CONTROLS = ("fixed", "silenced")
+MOST_CHOSEN = -1  # instead of an expert: the most chosen ones
+NULL_TIP = (
+    "Also run the same change for its random counterpart: the same number of selections of other"
+    " experts, in patches of the same kind, with the same shares of content and background; one"
+    " draw. Takes twice the time"
+)
+
+
+class WhatIfForm(QWidget):
+    """The rows of the form.
+
+    Parameters
+    ----------
+    viewer : Viewer
+    registration : callable
+        Returns the current registration or None, so that no reference is kept here.
+    """
+
+    changed = Signal()
+
+    def __init__(self, viewer: Viewer, registration: RegistrationRef) -> None:
+        super().__init__()
+        self._registration = registration
+        self.action, self.expert, self.region, self.passes = (
+            QComboBox(),
+            QComboBox(),
+            QComboBox(),
+            QComboBox(),
+        )
+        self.action.setToolTip(ACTION_TIP)
+        self.expert.setToolTip("The expert, with its share of the selections of the picked gates")
+        self.region.setToolTip(
+            "The region: cells with at least half of their volume in it are changed"
+        )
+        self.where = GatePicker("layer", "block", "image", "direction")
+        self.source = RegionSource(viewer, everywhere=True)
+        self.null = QCheckBox("Compare with random experts")
+        self.null.setToolTip(NULL_TIP)
+        self.null.setChecked(True)
+        self.passes.setToolTip(PASSES_TIP)
+        fill(self.action, ACTIONS)
+        fill(self.passes, PASSES)
+        top, below = QFormLayout(), QFormLayout()
+        top.addRow("Action", self.action)
+        top.addRow("Passes", self.passes)
+        for name, widget in (("Expert", self.expert), ("Within", self.source)):
+            below.addRow(name, widget)
+        self._top, self._below = top, below
+        below.addRow("Region", self.region)
+        below.addRow(self.null)
+        arranged(QVBoxLayout(self), top, self.where, below)
+        self.where.changed.connect(self._offer_actions)
+        self.source.changed.connect(self._offer_regions)
+        self.action.activated.connect(lambda _: self._offer_experts())
+        for combo in (self.expert, self.region, self.passes):
+            combo.activated.connect(lambda _: self.changed.emit())
+        self._offer_regions()
+
+    @property
+    def request(self) -> ChangeRequest | None:
+        """The request, or None if the form has no expert."""
+        expert, action = self.expert.currentData(), self.action.currentData()
+        if expert is None:  # the part has no experts, or there is no registration
+            return None
+        if action not in ACTIONS:
+            alone = expert if self._needs_expert and expert != MOST_CHOSEN else None
+            return ChangeRequest(
+                action, alone, self.where.where, None, ALL_REGIONS, False, self.passes.currentData()
+            )
+        region = int(self.region.currentData() or ALL_REGIONS)
+        picked = self.source.source
+        return ChangeRequest(
+            action, expert, self.where.where, picked, region, self.null.isChecked()
+        )
+
+    @property
+    def _needs_expert(self) -> bool:
+        """Whether the action is on one expert; of the controls, only some in the decoder are."""
+        action = self.action.currentData()
+        return action in ACTIONS or (
+            action in SINGLE_EXPERT_CONTROLS and self.where.part.currentData() == "decoder"
+        )
+
+    def offer(self) -> None:
+        """Offer the gates and regions of the registration."""
+        self.where.offer(self._registration())
+        self.source.offer(self._registration())
+        self._offer_actions()
+
+    def _offer_actions(self) -> None:
+        """Offer silence, force and the controls of the picked part."""
+        part = self.where.part.currentData()
+        if self._registration() is not None and part is not None:
+            from napari_shmoareg.experts.controls import KINDS
+
+            kinds: dict[Any, Any] = {
+                name: kind for name, kind in KINDS.items() if part in kind.parts
+            }
+            fill(
+                self.action,
+                ACTIONS | {name: f"control: {kind.title}" for name, kind in kinds.items()},
+            )
+            for name, kind in kinds.items():
+                self.action.setItemData(
+                    self.action.findData(name), kind.description, Qt.ItemDataRole.ToolTipRole
+                )
+        self._offer_experts()
+
+    def _offer_experts(self) -> None:
+        registration, action = self._registration(), self.action.currentData()
+        names: list[str] = []
+        if registration is not None:
+            where, count = self.where.where, self.where.num_experts
+            names = expert_titles(registration, where["part"] or "", count)
+            share = selection_shares(registration, **where)
+            if share is not None and len(share) == count:
+                named = zip(names, share, strict=True)
+                names = [f"{name}: {100 * part:.1f} %" for name, part in named]
+        often = action in SINGLE_EXPERT_CONTROLS and names
+        most: dict[int, str] = {MOST_CHOSEN: "the one chosen most often"} if often else {}
+        fill(self.expert, most | dict(enumerate(names)))
+        control = action not in ACTIONS
+        self._below.setRowVisible(self.expert, self._needs_expert)
+        self._top.setRowVisible(self.passes, control)
+        self._below.setRowVisible(self.source, not control)
+        self.null.setVisible(not control)
+        self._offer_regions()
+
+    def _offer_regions(self) -> None:
+        fill(self.region, {ALL_REGIONS: "all of them"} | self.source.names(self._registration()))
+        within = self.source.source is not None and self.action.currentData() in ACTIONS
+        self._below.setRowVisible(self.region, within)
+        self.changed.emit()
 
 
 RUN, SWEEP = "Run", "Importance of all experts"
@@ -72,9 +228,10 @@ class WhatIfView(Section):
         self.answers: weakref.WeakKeyDictionary[Registration, Answer] = weakref.WeakKeyDictionary()
         self.sweeps: weakref.WeakKeyDictionary[Registration, Sweep] = weakref.WeakKeyDictionary()
         self._action, self._last = "", RUN  # RUN, SWEEP or ""
-        self._running_for: weakref.ref[Registration] | None = None  # of the current or last run
-        self._shown_for: weakref.ref[Registration] | None = None  # shown last
-        self.form, self.result, self.ramp = WhatIfForm(viewer), WhatIfResult(), Ramp()
+        self._running_for = weakly(None)  # of the current or last run
+        self._shown_for = weakly(None)  # shown last
+        self.form = WhatIfForm(viewer, lambda: self.registration)
+        self.result, self.ramp = WhatIfResult(), Ramp()
         self.run, self.sweep, self.choose = (
             QPushButton(RUN),
             QPushButton(SWEEP),
@@ -115,22 +272,17 @@ class WhatIfView(Section):
         self._show_results()
         self._update_buttons()
 
-    @property
-    def registration(self) -> Registration | None:
-        """The registration of the view."""
-        return open_registrations(self._viewer).get(self._number)
-
     def refresh(self) -> None:
         """Update the form for the registration, and show its results."""
         registration = self.registration
         self._cancel_if_closed()
         self.setEnabled(registration is not None or bool(self._action))
-        if registration is None or self._shown_for is None or self._shown_for() is not registration:
-            self._shown_for = None if registration is None else weakref.ref(registration)
+        if registration is None or self._shown_for() is not registration:
+            self._shown_for = weakly(registration)
             if not self._action:
                 self.status.setText("")
         if not self._action:
-            self.form.offer(registration, lambda: self.registration)
+            self.form.offer()
         self._show_results()
         self._update_buttons()
 
@@ -145,7 +297,7 @@ class WhatIfView(Section):
             return
         if weights is not None:
             cache.pop(registration, None)
-        registration_ref = self._running_for = weakref.ref(registration)
+        registration_ref = self._running_for = weakly(registration)
         self._action = self._last = what
         if what == RUN:
             self.task.name = "a changed network"
@@ -175,15 +327,9 @@ class WhatIfView(Section):
 
     def _running_registration(self) -> tuple[int, Registration] | tuple[None, None]:
         """Number and registration of the current or last run; None if it was closed."""
-        about = None if self._running_for is None else self._running_for()
-        return next(
-            (
-                (n, registration)
-                for n, registration in open_registrations(self._viewer).items()
-                if registration is about
-            ),
-            (None, None),
-        )
+        registration = self._running_for()
+        number = self.number_of(registration)
+        return (None, None) if number is None or registration is None else (number, registration)
 
     def _cancel_if_closed(self) -> None:
         """Cancel a run for a registration that was closed."""
@@ -288,10 +434,8 @@ class WhatIfView(Section):
         layer = effect_layer(self._viewer, self._number, MOVED) if self._number else None
         self.ramp.setVisible(layer is not None)
         if layer is not None:
-            import numpy as np
-
             marks = ["0", "moved by the change", f"{layer.contrast_limits[1]:g} mm"]
-            self.ramp.show_colours(layer.colormap.map(np.linspace(0, 1, 16)), marks)
+            self.ramp.show_layer(layer, marks)
 
     def _show_expert(self) -> None:
         """Show the map of the row's expert, in the row's registration."""
@@ -302,7 +446,7 @@ class WhatIfView(Section):
             else (self._number, self.registration)
         )
         if row is not None and number is not None and registration is not None:
-            show_expert_of(self._viewer, number, registration, row)
+            show_expert_of(self._viewer, number, registration, self.table.rows[row])
 
 
 def _box(*widgets: QWidget) -> QWidget:

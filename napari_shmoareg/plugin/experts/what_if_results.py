@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -25,34 +26,52 @@ COUNTERPART = (
     "the same number of selections of other experts, in patches of the same kind, with the same"
     " shares of content and background; one draw"
 )
-SWEEP_HEADINGS = (
-    "Gate",
-    "Expert",
-    "moved, mm",
-    "random",
-    "times",
-    "Dice",
-    "random",
-    "Share, %",
-    "95 %, mm",
-    "Folding, pp",
-    "Turned, %",
-)
-SWEEP_TIPS = (
+# heading, format, value of a row, and tooltip
+SWEEP_COLUMNS: tuple[tuple[str, str, Callable[[ImportanceRow], float | None], str], ...] = (
+    ("Expert", "d", lambda row: row.expert, "Id from 0. Click a row to show the expert's map"),
     (
-        "Part, layer and direction; the blocks of an encoder layer are changed together, for both"
-        " images"
+        "moved, mm",
+        ".3f",
+        lambda row: row.mean_mm,
+        "Mean change of the displacement over the content of the fixed image",
     ),
-    "Id from 0. Click a row to show the expert's map",
-    "Mean change of the displacement over the content of the fixed image",
-    f"The same for {COUNTERPART}",
-    f"Ratio to the random counterpart: {COUNTERPART}",
-    "Mean Dice with the change minus without it: below 0 the change harmed",
-    f"The same for {COUNTERPART}",
-    "Share of the selections of these gates",
-    "95th percentile of the change of the displacement",
-    "Change of the share of folded voxels, in percentage points",
-    "Share of the targeted cells that chose other experts than without the change",
+    ("random", ".3f", lambda row: row.null_mm, f"The same for {COUNTERPART}"),
+    (
+        "times",
+        ".2f",
+        lambda row: row.mean_mm / row.null_mm if row.null_mm else None,
+        f"Ratio to the random counterpart: {COUNTERPART}",
+    ),
+    (
+        "Dice",
+        "+.4f",
+        lambda row: row.mean_dice_change,
+        "Mean Dice with the change minus without it: below 0 the change harmed",
+    ),
+    ("random", "+.4f", lambda row: row.null_dice_change, f"The same for {COUNTERPART}"),
+    ("Share, %", ".1f", lambda row: 100 * row.share, "Share of the selections of these gates"),
+    (
+        "95 %, mm",
+        ".3f",
+        lambda row: row.p95_mm,
+        "95th percentile of the change of the displacement",
+    ),
+    (
+        "Folding, pp",
+        "+.4f",
+        lambda row: row.folding_change,
+        "Change of the share of folded voxels, in percentage points",
+    ),
+    (
+        "Turned, %",
+        ".1f",
+        lambda row: 100 * row.changed,
+        "Share of the targeted cells that chose other experts than without the change",
+    ),
+)
+GATE_TIP = (
+    "Part, layer and direction; the blocks of an encoder layer are changed together, for both"
+    " images"
 )
 
 
@@ -60,52 +79,26 @@ class SweepTable(FigureTable):
     """Rows of importance, added one by one, which can be sorted at any time."""
 
     def __init__(self) -> None:
-        super().__init__(SWEEP_HEADINGS, SWEEP_TIPS)
+        headings, _, _, tips = zip(*SWEEP_COLUMNS, strict=True)
+        super().__init__(("Gate", *headings), (GATE_TIP, *tips))
         self.setToolTip("Click a heading to sort, a row to show the expert's map.")
         self.rows: list[ImportanceRow] = []
-        self.show_rows([])
+        self.clear_rows()
 
-    def show_rows(self, rows: list[ImportanceRow]) -> None:
-        """Replace the rows."""
+    def clear_rows(self) -> None:
+        """Remove the rows, and the order by a column."""
         self.rows = []
         self.setRowCount(0)
         self.setSortingEnabled(True)
         self.sortByColumn(-1, Qt.SortOrder.DescendingOrder)
-        for row in rows:
-            self.add(row)
 
     def add(self, row: ImportanceRow) -> None:
         """Add a row."""
-        self.setSortingEnabled(False)
-        at = self.rowCount()
-        self.setRowCount(at + 1)
-        gate = QTableWidgetItem(gate_of(row))
-        gate.setData(Qt.ItemDataRole.UserRole, len(self.rows))
+        figures = (Figure(value(row), spec) for _, spec, value, _ in SWEEP_COLUMNS)
+        self.add_row([QTableWidgetItem(str(row.gate).replace("-", " ")), *figures])
         self.rows.append(row)
-        cells = [
-            gate,
-            Figure(row.expert, "d"),
-            Figure(row.mean_mm, ".3f"),
-            Figure(row.null_mm, ".3f"),
-            Figure(times(row), ".2f"),
-            Figure(row.mean_dice_change, "+.4f"),
-            Figure(row.null_dice_change, "+.4f"),
-            Figure(100 * row.share, ".1f"),
-            Figure(row.p95_mm, ".3f"),
-            Figure(row.folding_change, "+.4f"),
-            Figure(100 * row.changed, ".1f"),
-        ]
-        for column, cell in enumerate(cells):
-            self.setItem(at, column, cell)
-        self.setSortingEnabled(True)
         if len(self.rows) <= SHOWN:
             self.fit(self.rowCount())
-
-    def chosen(self) -> ImportanceRow | None:
-        """The selected row, or None."""
-        rows = self.selected_rows()
-        item = self.item(rows[0], 0) if rows else None
-        return None if item is None else self.rows[int(item.data(Qt.ItemDataRole.UserRole))]
 
 
 def other_weights(agreement: float) -> list[str]:
@@ -137,7 +130,7 @@ class SweepBox(QWidget):
         """Show another sweep, or none."""
         if sweep is not self.sweep or sweep is None:
             self.sweep = sweep
-            self.table.show_rows([])
+            self.table.clear_rows()
         self.follow()
 
     def follow(self) -> None:
@@ -154,16 +147,6 @@ class SweepBox(QWidget):
         for widget in (self.heading, self.table, self.buttons):
             widget.setVisible(bool(self.table.rows))
         self.note.setVisible(bool(self.table.rows) and bool(self.note.text()))
-
-
-def gate_of(row: ImportanceRow) -> str:
-    """``decoder 1 x``, ``encoder 3``."""
-    return str(row.gate).replace("-", " ")
-
-
-def times(row: ImportanceRow) -> float | None:
-    """Ratio of the mean change of the displacement to that of random experts."""
-    return row.mean_mm / row.null_mm if row.null_mm else None
 
 
 LABELS_SHOWN = 8  # rows before the table scrolls
@@ -203,41 +186,41 @@ class WhatIfResult(QWidget):
         self.setVisible(answer is not None)
         if answer is None:
             return
-        change = answer.effect.description
-        self.heading.setText(f"<b>{escape(change[:1].upper() + change[1:])}</b>")
+        title = answer.effect.description
+        self.heading.setText(f"<b>{escape(title[:1].upper() + title[1:])}</b>")
         rows = whole_rows(answer)
-        self.whole.setRowCount(len(rows))
-        for n, (name, tip, form, *values) in enumerate(rows):
-            for column, cell in enumerate(
-                [QTableWidgetItem(name), *(Figure(value, form) for value in values)]
-            ):
-                cell.setToolTip(tip)
-                self.whole.setItem(n, column, cell)
-        self.whole.setColumnHidden(3, answer.null is None)
+        self.whole.show_rows(_cells(*row) for row in rows)
         self.whole.fit(len(rows))
-        self._show_labels(answer)
-        self.notes.setText("\n".join(notes(answer)))
-        self.notes.setVisible(bool(self.notes.text()))
-
-    def _show_labels(self, answer: Answer) -> None:
-        change = answer.effect.dice_change
+        change, null = answer.effect.dice_change, answer.null
         self.labels.setVisible(bool(change))
         self.labels.setSortingEnabled(False)
-        self.labels.setRowCount(len(change))
-        ordered = sorted(change, key=lambda label: -abs(change[label]))
-        for n, label in enumerate(ordered):
-            null = None if answer.null is None else answer.null.dice_change.get(label)
-            cells = [Figure(label, "d"), Figure(answer.before[0][label], ".3f")]
-            cells += [Figure(change[label], "+.4f"), Figure(null, "+.4f")]
-            for column, cell in enumerate(cells):
-                self.labels.setItem(n, column, cell)
-        self.labels.setColumnHidden(3, answer.null is None)
+        self.labels.show_rows(
+            [
+                Figure(label, "d"),
+                Figure(answer.before[0][label], ".3f"),
+                Figure(change[label], "+.4f"),
+                Figure(None if null is None else null.dice_change.get(label), "+.4f"),
+            ]
+            for label in sorted(change, key=lambda label: -abs(change[label]))
+        )
         header = self.labels.horizontalHeader()
         if header is not None:
             # no indicator: sorted by absolute change
             header.setSortIndicator(-1, Qt.SortOrder.AscendingOrder)
         self.labels.setSortingEnabled(True)
         self.labels.fit(min(max(len(change), 1), LABELS_SHOWN))
+        for table in (self.whole, self.labels):
+            table.setColumnHidden(3, null is None)
+        self.notes.setText("\n".join(notes(answer)))
+        self.notes.setVisible(bool(self.notes.text()))
+
+
+def _cells(name: str, tip: str, spec: str, *values: float | None) -> list[QTableWidgetItem]:
+    """The cells of a row."""
+    cells = [QTableWidgetItem(name), *(Figure(value, spec) for value in values)]
+    for cell in cells:
+        cell.setToolTip(tip)
+    return cells
 
 
 def whole_rows(answer: Answer) -> list[Row]:

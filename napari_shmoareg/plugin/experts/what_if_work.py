@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import Volume
 from napari_shmoareg.plugin.controls.tables import origin_of
 from napari_shmoareg.plugin.controls.tasks import Report, WeightsError, replay_of
-from napari_shmoareg.plugin.experts.what_if_form import ChangeRequest
+from napari_shmoareg.plugin.experts.gate_picker import describe_gates
 from napari_shmoareg.plugin.placement import layer_options, tag
 from napari_shmoareg.plugin.registrations import layers_of_registration
-from napari_shmoareg.plugin.showing import show_experts, show_head, show_only
+from napari_shmoareg.plugin.showing import refill, show_experts, show_head, show_only
 from napari_shmoareg.registration.progress import Interrupted, interruptible
 
 if TYPE_CHECKING:
@@ -26,16 +25,115 @@ if TYPE_CHECKING:
     from napari import Viewer
     from napari.layers import Image
 
+    from napari_shmoareg.experts.controls import Control
     from napari_shmoareg.experts.experiment import Effect, Experiment, ImportanceRow
-    from napari_shmoareg.geometry import Volume
+    from napari_shmoareg.experts.intervention import Intervention
+    from napari_shmoareg.plugin.experts.region_source import Source
     from napari_shmoareg.registration.register import Registration
 
 
+RegistrationRef = Callable[[], "Registration | None"]  # does not keep it open
 ExperimentCache = MutableMapping["Registration", "Experiment"]
 
 # fractions of the progress: network loaded, network run unchanged
 LOADING, READY = 0.3, 0.6
 CHOOSE_WEIGHTS = "Press 'Choose weights…' and select their .safetensors file."
+
+
+ACTIONS = {"silence": "silence it: never chosen", "force": "force it: always chosen"}
+PAST_TENSE = {"silence": "Silenced", "force": "Forced"}
+ALL_REGIONS = 0  # all regions together
+
+
+@dataclass(frozen=True, eq=False)
+class ChangeRequest:
+    """The request of the form, which becomes an `Intervention` or `Control` in any thread.
+
+    Attributes
+    ----------
+    action : str
+        "silence", "force", or the name of a control.
+    expert : int or None
+        None for a control of several experts.
+    where : dict
+        Fields of `GateId`; missing fields mean all.
+    source : Source or None
+        Source of the region; None is everywhere.
+    region : int
+        Number of the region; 0 is all regions of the source.
+    null : bool
+        Whether to run the change for random experts too.
+    passes : {"all", "last"}
+        Passes that a control changes.
+    """
+
+    action: Any
+    expert: int | None
+    where: dict[str, Any]
+    source: Source | None
+    region: int
+    null: bool
+    passes: Any = "last"
+
+    @property
+    def control(self) -> bool:
+        """Whether the action is a control."""
+        return self.action not in ACTIONS
+
+    @property
+    def within(self) -> str:
+        """Description of the region."""
+        if self.source is None:
+            return "everywhere"
+        return (
+            f"'{self.source.name}'"
+            if self.region == ALL_REGIONS
+            else f"region {self.region} of '{self.source.name}'"
+        )
+
+    @property
+    def sweep_title(self) -> str:
+        """Description of a sweep with this request; a sweep covers all blocks and both images."""
+        gates = describe_gates(
+            {name: self.where.get(name) for name in ("part", "layer", "direction")}
+        )
+        null = "each with its random counterpart" if self.null else "without random counterparts"
+        where = self.within if self.source is None else f"in {self.within}"
+        return f"{PAST_TENSE[self.action]} in turn: every expert of {gates}, {where}, {null}"
+
+    def mask(self, registration: Registration) -> Volume | None:
+        """The region in the space of the fixed image: nonzero is inside; None for everywhere.
+
+        Raises
+        ------
+        InputError
+            If the region is empty.
+        """
+        if self.source is None:
+            return None
+        labels = self.source.volume(registration)
+        inside = labels.values != 0 if self.region == ALL_REGIONS else labels.values == self.region
+        if not inside.any():
+            raise InputError(
+                f"There is no voxel in {self.within}. Draw or pick a region inside the fixed image."
+            )
+        return Volume(inside.astype(np.uint8), labels.grid, self.within, is_labels=True)
+
+    def change(self, registration: Registration) -> Intervention | Control:
+        """The control, or the intervention with its region.
+
+        Raises
+        ------
+        InputError
+            If the region is empty.
+        """
+        from napari_shmoareg.experts.controls import Control
+        from napari_shmoareg.experts.intervention import Intervention
+
+        if self.control:
+            return Control(self.action, **self.where, passes=self.passes, expert=self.expert)
+        assert self.expert is not None
+        return Intervention(self.action, self.expert, **self.where, region=self.mask(registration))
 
 
 @dataclass(frozen=True)
@@ -117,7 +215,7 @@ class Sweep:
 
 def answer(
     report: Report,
-    registration_ref: weakref.ref[Registration],
+    registration_ref: RegistrationRef,
     request: ChangeRequest,
     cache: ExperimentCache,
     weights: str | None = None,
@@ -157,7 +255,7 @@ def answer(
 
 def sweep(
     report: Report,
-    registration_ref: weakref.ref[Registration],
+    registration_ref: RegistrationRef,
     request: ChangeRequest,
     cache: ExperimentCache,
     found: Sweep,
@@ -215,7 +313,7 @@ def experiment_of(
     return found
 
 
-def _open_registration(registration_ref: weakref.ref[Registration]) -> Registration:
+def _open_registration(registration_ref: RegistrationRef) -> Registration:
     """The registration; raises `Interrupted` if it was closed."""
     registration = registration_ref()
     if registration is None:
@@ -327,22 +425,14 @@ def _fill(
     data, options = layer_options(
         volume, outside=0.0, registration=registration, number=number, role=ROLE, which=which
     )
-    options["name"] = f"#{number} {NAMES[which]}"
-    layer = effect_layer(viewer, number, which)
+    options |= {
+        "name": f"#{number} {NAMES[which]}",
+        "colormap": colours,
+        "contrast_limits": limits,
+    }
+    layer, values = effect_layer(viewer, number, which), np.asarray(data, dtype=np.float32)
     if layer is None:
-        options |= {
-            "colormap": colours,
-            "contrast_limits": limits,
-            "rendering": "translucent",
-            "opacity": 0.9,
-        }
-        return viewer.add_image(_as_float32(data), **options, visible=which == MOVED)
-    layer.metadata = options["metadata"]
-    layer.data = _as_float32(data)
-    layer.scale, layer.translate = options["scale"], options["translate"]
-    layer.contrast_limits_range = layer.contrast_limits = limits
+        more = {"rendering": "translucent", "opacity": 0.9, "visible": which == MOVED}
+        return viewer.add_image(values, **options, **more)
+    refill(layer, values, options)
     return layer
-
-
-def _as_float32(data: NDArray) -> NDArray:
-    return np.asarray(data, dtype=np.float32)
