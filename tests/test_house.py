@@ -19,18 +19,7 @@ PACKAGE = REPOSITORY / "napari_shmoareg"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST_FILE = 640  # lines
 LONGEST_FUNCTION = 100  # lines below its signature and docstring
-HEAVY = (
-    "torch",
-    "napari",
-    "qtpy",
-    "PyQt6",
-    "PySide6",
-    "SimpleITK",
-    "nibabel",
-    "scipy",
-    "matplotlib",
-    "numpy",
-)
+HEAVY = "torch napari qtpy PyQt6 PySide6 SimpleITK nibabel scipy matplotlib numpy".split()
 
 
 def _definitions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:

@@ -176,14 +176,10 @@ def test_a_folder_of_an_earlier_version_says_what_is_missing_and_what_to_do(fold
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "inputs/fixed.nii.gz",
-        "displacement.nii.gz",
-        "transform.h5",
-        "experts/decoder-2-y.nii.gz",
-        "experts/encoder-2-1-fixed.nii.gz",
-        "experts/decoder-1-z-gate.nii.gz",
-    ],
+    (
+        "inputs/fixed.nii.gz displacement.nii.gz transform.h5 experts/decoder-2-y.nii.gz"
+        " experts/encoder-2-1-fixed.nii.gz experts/decoder-1-z-gate.nii.gz"
+    ).split(),
 )
 def test_a_missing_or_damaged_file_is_named(folder, name):
     content = (folder / name).read_bytes()
