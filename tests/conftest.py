@@ -170,6 +170,23 @@ def tiny_network(lively_network):
     return lively_network(0.03)
 
 
+@pytest.fixture(scope="session")
+def registered_phantoms(phantoms, lively_network) -> Registration:
+    """The `registration`, made once; not to be changed."""
+    from napari_shmoareg.registration.register import register
+
+    options = {"affine": "none", "size": 20, "device": "cpu", "keep": "last"}
+    return register(phantoms, lively_network(0.03), **options)
+
+
+@pytest.fixture
+def registration(registered_phantoms) -> Registration:
+    """A copy of the registration of the `pair` by the `tiny_network`: headers trusted, on a network
+    grid of 20 voxels along its longest axis.
+    """
+    return copy.deepcopy(registered_phantoms)
+
+
 @pytest.fixture
 def without_gate_values():
     """A registration as a folder gives it back that was written before gate values were kept."""
