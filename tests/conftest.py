@@ -77,14 +77,6 @@ def two_threads():
     torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache_of_its_own(tmp_path_factory):
-    """Nothing of a test is kept in the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SHMOAREG_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test starts from the same random state."""
@@ -176,6 +168,23 @@ def tiny_network(lively_network):
     things.
     """
     return lively_network(0.03)
+
+
+@pytest.fixture(scope="session")
+def registered_phantoms(phantoms, lively_network) -> Registration:
+    """The `registration`, made once; not to be changed."""
+    from napari_shmoareg.registration.register import register
+
+    options = {"affine": "none", "size": 20, "device": "cpu", "keep": "last"}
+    return register(phantoms, lively_network(0.03), **options)
+
+
+@pytest.fixture
+def registration(registered_phantoms) -> Registration:
+    """A copy of the registration of the `pair` by the `tiny_network`: headers trusted, on a network
+    grid of 20 voxels along its longest axis.
+    """
+    return copy.deepcopy(registered_phantoms)
 
 
 @pytest.fixture

@@ -4,9 +4,7 @@ it.
 
 from __future__ import annotations
 
-import csv
 import json
-from collections import defaultdict
 
 import nibabel as nib
 import numpy as np
@@ -38,7 +36,7 @@ def folder(phantoms, tmp_path_factory):
         for conv in (m for m in level.head.modules() if isinstance(m, nn.Conv3d)):
             nn.init.normal_(conv.weight, std=0.03)
     result = register(pair, network, affine="rigid", keep="last")
-    write_registration(result, place / "result", weights="random")
+    write_registration(result, place / "result", weights="random", figures=False)
     return place
 
 
@@ -94,18 +92,6 @@ def test_the_report_says_what_the_files_say(folder):
     jacobian = np.asarray(nib.load(folder / "result" / "jacobian.nii.gz").dataobj)
     assert report["folding_percent"] == pytest.approx(100 * (jacobian <= 0).mean(), abs=1e-3)
     assert report["weights"] == "random"
-
-
-def test_shares_sum_to_one_within_a_layer_block_image_and_direction(folder):
-    sums: dict[tuple[str, ...], float] = defaultdict(float)
-    with (folder / "result" / "experts" / "loads.csv").open() as file:
-        for row in csv.DictReader(file):
-            sums[tuple(row[k] for k in ("part", "layer", "block", "image", "direction"))] += float(
-                row["share"]
-            )
-    # three encoder blocks for each image; two resolutions, three directions
-    assert len(sums) == 6 + 6
-    assert list(sums.values()) == pytest.approx([1.0] * len(sums), abs=1e-6)
 
 
 def test_an_expert_map_stands_where_its_cells_stand(folder):

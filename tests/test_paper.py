@@ -194,6 +194,18 @@ def test_equation_6_each_direction_gathers_the_expert_with_the_largest_t_times_t
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 
 
+def test_with_routing_only_the_gates_learn_from_the_routing_loss_alone():
+    layer = SHMoE(4, (1, 3), routing_only=True)
+    for expert in layer.experts.values():
+        for conv in expert:
+            torch.nn.init.normal_(conv.weight)
+    residual, routings = layer(torch.randn(1, 4, 5, 6, 3))
+    gate, conv = layer.gates["x"].weight, layer.experts["x"][1].weight
+    by_gate, by_expert = torch.autograd.grad(residual.sum(), (gate, conv), retain_graph=True)
+    assert not by_gate.any() and by_expert.any()
+    assert torch.autograd.grad(routings[0].probabilities.sum(), gate)[0].any()
+
+
 def labels_by_loops(error, experts, num_experts, q):
     """The construction of Sec. III-C, voxel by voxel."""
     labels = torch.zeros(error.shape[0], num_experts, *error.shape[2:], dtype=error.dtype)

@@ -336,22 +336,14 @@ def resumable(
 
 
 @contextmanager
-def stop_on_signal(
-    first: str = "Stopping after this step; Ctrl-C again drops what was learned.",
-    second: str = "",
-    callback: Callable[[], None] | None = None,
-) -> Iterator[list[int]]:
-    """Yield a list that is non-empty after the first Ctrl-C, kill or hang-up; the second one
-    cancels.
+def stop_on_signal(first: str, second: str, callback: Callable[[], None]) -> Iterator[None]:
+    """Call back at the first Ctrl-C, kill or hang-up; the second one cancels.
 
     Parameters
     ----------
-    first : str
-        Message at the first signal.
-    second : str
-        Message if a second signal ends the command; by default that nothing was written.
-    callback : callable, optional
-        Called at the first signal.
+    first, second : str
+        Messages at the first signal, and if a second one ends the command.
+    callback : callable
     """
     signals: list[int] = []
 
@@ -359,8 +351,7 @@ def stop_on_signal(
         if signals:
             raise KeyboardInterrupt(second)
         signals.append(number)
-        if callback is not None:
-            callback()
+        callback()
         with suppress(OSError):  # if the terminal was closed
             print_note(first)
 
@@ -370,7 +361,7 @@ def stop_on_signal(
         numbers.append(signal.SIGHUP)
     former = {number: signal.signal(number, handle) for number in numbers}
     try:
-        yield signals
+        yield
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)

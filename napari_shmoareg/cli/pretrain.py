@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,201 +19,117 @@ from napari_shmoareg.cli.options import (
     settings_in,
     with_settings,
 )
+from napari_shmoareg.cli.train import console_output, weights_path
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.io.model_card import choose_device
-from napari_shmoareg.io.untrusted import read_object
+from napari_shmoareg.io.model_card import NO_NETWORK, choose_device
+from napari_shmoareg.io.untrusted import read_object, user_path
 from napari_shmoareg.training.settings import FineTuning
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from napari_shmoareg.model import SHMoAReg
-    from napari_shmoareg.registration.conform import Conformed
-    from napari_shmoareg.training.recipes import Recipe, RunningMean
-    from napari_shmoareg.training.step import Step
+    from napari_shmoareg.training.plan import Plan
+    from napari_shmoareg.training.run_folder import RunFolder
 
 
-WEIGHTS, PLAN = "weights.safetensors", "recipe.json"
-# config fields on how weights are used or trained, not what they are
-FREE = {
-    "size",
-    "passes",
-    "diffeomorphic",
-    "integration_steps",
-    "drop_path",
-    "detach_weights",
-    "routing_only",
-}
-
-
-def resume_plan(
-    run: Path, plan: Recipe, weights: str | None = None, *, bfloat16_given: bool = False
-) -> Recipe:
-    """Check the plan against that of an existing run, which keeps its settings and initial weights.
+def resume_plan(folder: RunFolder, plan: Plan, *, bfloat16_given: bool) -> Plan:
+    """Check the plan of the command against that of an existing run, which keeps its initial
+    weights and what a fine-tune command may change; complete the plan of a new run.
 
     Parameters
     ----------
-    run : Path
-    plan : Recipe
-    weights : str, optional
+    folder : RunFolder
+    plan : Plan
     bfloat16_given : bool
-        If not, the run keeps its own value; runs of versions without "auto" have one too.
+        If not, the run keeps its own value.
 
     Raises
     ------
     InputError
-        If they differ, or recipe.json is damaged.
+        If they differ, run.json is damaged, or the initial weights of a new run do not fit.
     """
-    path = run / PLAN
-    if not path.exists():
-        return plan
-    try:
-        then = _with_defaults(read_object(path, "the settings of a run"))
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{path} is damaged ({error}): it holds the settings of the run. Delete it to"
-            " continue with the given settings, or give another --run."
-        ) from error
+    from napari_shmoareg.training.plan import check_start_weights, is_same_path, plan_of, read_plan
+
+    path, earlier = folder.run_json, not folder.run_json.exists()
+    if earlier:
+        path = folder.path / EARLIER_PLAN
+        if not path.exists():
+            return check_start_weights(plan)
+        then = plan_of(_from_earlier(read_object(path, "the settings of a run"), plan), path)
+    else:
+        then = read_plan(path)
     if not bfloat16_given:
-        plan = replace(plan, settings=replace(plan.settings, bfloat16=then["settings"]["bfloat16"]))
-    if then != _plan_dict(plan, weights):
+        plan = replace(plan, settings=replace(plan.settings, bfloat16=then.settings.bfloat16))
+    now = replace(plan, run=then.run, versions=then.versions)
+    if is_same_path(str(plan.weights["name"]), str(then.weights["name"])):
+        now = replace(now, weights=then.weights)
+    if plan.dataset.path and then.dataset.path:
+        now = replace(now, dataset=replace(now.synthetic, path=then.dataset.path))
+    if json.dumps(now.to_dict()) != json.dumps(then.to_dict()):
         raise InputError(
-            f"The run in '{run}' was started with other settings (see {path}); give those, or"
-            " another --run."
+            f"The run in '{folder.path}' was started with other settings (see {path}); give those,"
+            " or another --run."
         )
+    run = replace(then.run, minutes=plan.run.minutes)
+    now = replace(now, dataset=plan.synthetic, run=run)
+    return convert_run(folder, now) if earlier else now
+
+
+# What earlier versions wrote in place of run.json; their log.csv is left as it is.
+EARLIER_PLAN = "recipe.json"
+
+
+def _from_earlier(found: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """The content of run.json for that of recipe.json, which has no label maps."""
+    from napari_shmoareg.training.plan import FORMAT
+
+    start: dict[str, Any] = {"name": found.get("from") or NO_NETWORK, "sha256": "", "card": {}}
+    if not found.get("from"):
+        start |= {"preset": found.get("preset"), "changes": found.get("config", {})}
+    return plan.to_dict() | {
+        "format": FORMAT,
+        "dataset": {"path": plan.dataset.path, "options": {"recipe": found}},
+        "from": start,
+        "settings": found.get("settings"),
+    }
+
+
+def convert_run(folder: RunFolder, plan: Plan) -> Plan:
+    """Convert a run of an earlier version: its running mean is in the weights only, and its state
+    has a log instead of a position.
+    """
+    from napari_shmoareg.io import load_network, read_card
+    from napari_shmoareg.model import SHMoAReg
+    from napari_shmoareg.training.checkpoint import load_training_state, save_training_state
+    from napari_shmoareg.training.plan import check_start_weights, write_plan
+    from napari_shmoareg.training.run_folder import RunLock
+    from napari_shmoareg.training.run_writer import Position
+    from napari_shmoareg.training.step import make_optimiser
+
+    if not folder.state.is_file():
+        plan = check_start_weights(plan)
+    with RunLock(folder.lock):
+        network = SHMoAReg(plan.network_config)
+        optimiser = make_optimiser(network, plan.settings)
+        step, log = 0, list[dict[str, Any]]()
+        if folder.state.is_file():
+            step, log = load_training_state(folder.path, network, optimiser)
+        if log and "minutes" in log[-1]:  # else it is new, or was killed right after this
+            weights = folder.pretrained
+            of = read_card(weights).get("steps") if weights.is_file() else None
+            if of != step:
+                state = "are missing" if of is None else f"are from step {of}"
+                print_note(
+                    f"Note: the state in {folder.path} is from step {step}, but its weights"
+                    f" {state}; the running mean of the weights restarts from the state."
+                )
+            rows = [asdict(Position(step, 60 * sum(row["minutes"] for row in log)))]
+            mean = load_network(weights) if of == step else network
+            save_training_state(folder.path, network, optimiser, step, rows, mean=mean)
+        write_plan(folder.run_json, plan)
     return plan
 
 
-def _with_defaults(then: dict[str, Any]) -> dict[str, Any]:
-    """Complete the settings of a run with the defaults of settings that its version did not have.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If they are damaged.
-    """
-    from napari_shmoareg.training.settings import FineTuning, upgraded
-    from napari_shmoareg.training.synthesis_settings import SynthesisSettings
-
-    parts = {name: then.get(name, {}) for name in ("settings", "drawing")}
-    if not all(isinstance(part, dict) for part in parts.values()):
-        raise ValueError("settings and drawing must be mappings")
-    settings = FineTuning().to_dict() | upgraded(parts["settings"])
-    if settings["bfloat16"] not in ("auto", "on", "off"):
-        raise ValueError(f"bfloat16 is {settings['bfloat16']!r:.80}")
-    drawing = json.loads(json.dumps(asdict(SynthesisSettings()))) | parts["drawing"]
-    return (
-        {"from": None, "config": {}} | then | {"settings": settings, "drawing": drawing}
-    )  # older runs all started from random weights of a preset
-
-
-def write_plan(run: Path, plan: Recipe, weights: str | None = None) -> None:
-    """Write the plan of a new run."""
-    from napari_shmoareg.io.files import atomic_write
-
-    if not (run / PLAN).exists():
-        with atomic_write(run / PLAN) as temporary:
-            temporary.write_text(
-                json.dumps(_plan_dict(plan, weights), indent=2) + "\n", encoding="utf-8"
-            )
-
-
-def _plan_dict(plan: Recipe, weights: str | None) -> dict[str, Any]:
-    """The plan as a dict, with JSON types."""
-    values: dict[str, Any] = json.loads(json.dumps({**asdict(plan), "from": weights}))
-    return values
-
-
-def load_start_weights(network: SHMoAReg, weights: str) -> None:
-    """Load weights of a network with the same config, except for size and passes.
-
-    Raises
-    ------
-    InputError
-        If there are no such weights, or their network has another config.
-    """
-    from napari_shmoareg.io import load_network
-    from napari_shmoareg.training.expert_training import with_choice_bias
-
-    found, config = load_network(weights), network.config
-    found = with_choice_bias(found) if config.choice_bias else found
-    names = (field.name for field in fields(config) if field.name not in FREE)
-    pairs = [(name, getattr(found.config, name), getattr(config, name)) for name in names]
-    other = [f"{name} {theirs} instead of {own}" for name, theirs, own in pairs if theirs != own]
-    if other:
-        raise InputError(
-            f"The weights '{weights}' are of a different network than that of the recipe:"
-            f" {', '.join(other)}. Give other weights to --from, or the recipe that they were"
-            " trained with."
-        )
-    network.load_state_dict(found.state_dict())
-
-
-def running_mean(network: SHMoAReg, plan: Recipe, run: Path, start: int) -> RunningMean:
-    """Restore the running mean of the weights; restart it if the weights are not from the step of
-    the state.
-
-    Weights and state are two files: a run killed between the two leaves weights that are ahead.
-    """
-    from napari_shmoareg.io import load_network, read_card
-    from napari_shmoareg.training.recipes import RunningMean
-
-    mean, weights = RunningMean(network, plan.averaging), run / WEIGHTS
-    if not start:
-        return mean
-    step = read_card(weights).get("steps") if weights.is_file() else None
-    if step == start:
-        device = next(network.parameters()).device
-        mean.network.load_state_dict(load_network(weights, device=device).state_dict())
-        mean.seen = start
-    else:
-        state = "are missing" if step is None else f"are from step {step}"
-        print_note(
-            f"Note: the state in {run} is from step {start}, but its weights {state}; the"
-            " running mean of the weights restarts from the state."
-        )
-    return mean
-
-
-def write_weights(
-    network: SHMoAReg,
-    plan: Recipe,
-    history: list[dict[str, Any]],
-    run: Path,
-    steps: int,
-    weights: str | None = None,
-    *,
-    maps: bool = True,
-) -> None:
-    """Write the current weights with their card, and the log."""
-    from napari_shmoareg.io import save_network
-    from napari_shmoareg.io.files import write_table
-    from napari_shmoareg.registration.resources import choose_bfloat16
-
-    nothing_else = "; no scan of a person was used"
-    kinds = (
-        ["label maps"] * maps + ["synthetic torsos"] * (plan.drawing.torso > 0) + ["random shapes"]
-    )
-    card = {
-        "name": run.name,
-        "drawn_from": (
-            f"{', '.join(kinds[:-1])} and {kinds[-1]}"
-            + (nothing_else if weights is None else f", after '{weights}'")
-        ),
-        "from": weights,
-        "recipe": asdict(plan),
-        "in_bfloat16": choose_bfloat16(plan.settings.bfloat16, next(network.parameters()).device)[
-            0
-        ],
-        "steps": steps,
-        "minutes": round(sum(row["minutes"] for row in history), 1),
-    }
-    save_network(network, run / WEIGHTS, card=card)
-    columns = sorted({key for row in history for key in row}, key=lambda key: (key != "step", key))
-    write_table([{key: row.get(key, "") for key in columns} for row in history], run / "log.csv")
-
-
-SAVE_EVERY, VALIDATE_EVERY = 100, 400
 SHEET_PAIRS = 12
 # one synthetic pair per step, on grids of the recipe, for a network of its preset
 FIXED = ("batch", "passes", "size")
@@ -227,7 +142,7 @@ def pretrain(
         typer.Option(
             "--run",
             metavar="DIR",
-            help="Folder of the run: state, log, weights. An existing run is continued.",
+            help="Folder of the run: state, tables, weights. An existing run is continued.",
         ),
     ],
     maps: Annotated[
@@ -297,24 +212,18 @@ def pretrain(
     """Train weights on synthetic images.
 
     Each step generates a pair of images from label maps, random shapes and, with --torso, torsos,
-    and trains on both orders of it. A quarter of the label maps is held out for the validation in
-    the log; torsos are validated on separate synthetic people. Ctrl-C and --minutes save the state;
-    the same command continues with the same pairs. Use --sheet to look at some pairs first; it
-    writes nothing to --run.
+    and trains on both orders of it. A quarter of the label maps is held out for validation; torsos
+    are validated on separate synthetic people. The result is weights.safetensors, the running mean
+    of the weights. Ctrl-C and --minutes save the state; the same command continues with the same
+    pairs. Use --sheet to look at some pairs first; it writes nothing to --run.
     """
-    import torch
-
+    from napari_shmoareg.cli.training_process import run_plan
     from napari_shmoareg.io.files import check_name
-    from napari_shmoareg.io.work_folder import make_folder
-    from napari_shmoareg.model import SHMoAReg
-    from napari_shmoareg.registration.resources import choose_bfloat16
-    from napari_shmoareg.training.checkpoint import load_training_state
-    from napari_shmoareg.training.expert_training import check_start, start_experts
-    from napari_shmoareg.training.plan import parse_changes
+    from napari_shmoareg.training.plan import make_synthetic_plan, parse_changes
     from napari_shmoareg.training.recipes import recipe as named
-    from napari_shmoareg.training.step import make_optimiser
+    from napari_shmoareg.training.run_folder import RunFolder, saved_seconds
 
-    plan = named(
+    chosen = named(
         recipe,
         torso=torso,
         config=parse_changes(config or []),
@@ -322,108 +231,33 @@ def pretrain(
         seed=seed,
         **settings_in(given, FineTuning),
     )
-    network_config = plan.network_config()
-    if weights is not None:
-        check_start(plan.settings)
-    if maps is None and not plan.drawing.torso:
+    folder, limit = RunFolder(run), 0.0
+    if minutes is not None:  # of this command
+        limit = saved_seconds(folder) / 60 + max(minutes, 1e-9)
+    path = "" if maps is None else str(user_path(maps).absolute())
+    start = None if weights is None else weights_path(weights)
+    plan = make_synthetic_plan(chosen, path, start, limit)
+    if maps is None and not chosen.drawing.torso:
         raise InputError(
             "There are no pairs but random shapes: give MAPS, a folder of label maps, or --torso"
             " 0.5 for synthetic torsos, which need none."
         )
-    run_device = choose_device(device)
     if sheet is not None:
-        draw_sheet(maps, plan, sheet, run_device, quiet)
+        draw_sheet(plan, sheet, choose_device(device), quiet)
         return
     check_name(run)
     if run.exists() and not run.is_dir():
         raise InputError(f"{run} is a file; --run takes a new folder, or the folder of a run.")
-    make_folder(run)
-    plan = resume_plan(run, plan, weights, bfloat16_given=given.get("bfloat16") is not None)
-    torch.manual_seed(plan.settings.seed)
-    network = SHMoAReg(network_config).to(run_device)
-    start_experts(network, plan.settings)
-    optimiser = make_optimiser(network, plan.settings)
-    start, history = 0, list[dict[str, Any]]()
-    if (run / "training.safetensors").exists():
-        start, history = load_training_state(run, network, optimiser)
-    elif weights is not None:
-        load_start_weights(network, weights)
-    write_plan(run, plan, weights)
-    subjects = _subjects(maps)
-    if not quiet:
-        used, why = choose_bfloat16(plan.settings.bfloat16, run_device)
-        typer.echo(f"Computing in {'bfloat16' if used else 'float32'}: {why}.")
-    finished = learn(
-        network, optimiser, plan, subjects, run, (start, history), minutes, quiet, weights
-    )
-    if not finished:
-        print_note(f"Stopped; the state is in {run}. The same command continues.")
+    plan = resume_plan(folder, plan, bfloat16_given=given.get("bfloat16") is not None)
+    with console_output(quiet) as emit:
+        resume = folder.run_json.exists()
+        reason = run_plan(run, plan, resume, device, with_parent=False, emit=emit)
+    if reason != "finished":
         raise typer.Exit(CANCELLED)
 
 
-def learn(
-    network: SHMoAReg,
-    optimiser: Any,
-    plan: Recipe,
-    subjects: Sequence[Any],
-    run: Path,
-    before: tuple[int, list[dict[str, Any]]],
-    minutes: float | None,
-    quiet: bool,
-    weights: str | None = None,
-) -> bool:
-    """Train until the last step, Ctrl-C or the time limit; return whether the last step was
-    reached.
-
-    The initial weights `weights` are named in the card.
-    """
-    from napari_shmoareg.cli.console import stop_on_signal
-    from napari_shmoareg.training.checkpoint import save_training_state
-    from napari_shmoareg.training.recipes import torso_validation_pairs, validation_pairs
-    from napari_shmoareg.training.step import fine_tune
-
-    (start, history), size = before, network.config.size
-    validation = (
-        {"validation": validation_pairs(subjects, plan.drawing, size=size)} if subjects else {}
-    )
-    if plan.drawing.torso:
-        validation["torso"] = torso_validation_pairs(plan.drawing, size=size)
-    start_time, recent = time.perf_counter(), list[Any]()
-    last, mean = start, running_mean(network, plan, run, start)
-    pairs = plan.pairs(subjects, next(network.parameters()).device)
-    with stop_on_signal() as signals, progress(quiet) as report:
-        for step in fine_tune(network, pairs, plan.settings, optimiser=optimiser, start=start):
-            last = step.step
-            mean.follow(network)
-            recent.append(step)
-            report(f"pretraining, loss {step.total:.3f}", step.step / plan.settings.steps)
-            late = minutes is not None and time.perf_counter() - start_time > 60 * minutes
-            end = bool(signals) or late or step.step == plan.settings.steps
-            if end or step.step % SAVE_EVERY == 0:
-                history.append(
-                    _row(
-                        recent,
-                        mean.network,
-                        validation if end or step.step % VALIDATE_EVERY == 0 else {},
-                    )
-                )
-                recent = []
-                write_weights(mean.network, plan, history, run, last, weights, maps=bool(subjects))
-                save_training_state(run, network, optimiser, step.step, history)
-            if end:
-                break
-    return last >= plan.settings.steps
-
-
-def _subjects(maps: Path | None) -> Sequence[Any]:
-    """Read the subjects of a folder; none without a folder."""
-    from napari_shmoareg.training.synthesis import read_subjects
-
-    return [] if maps is None else read_subjects(maps)
-
-
-def draw_sheet(maps: Path | None, plan: Recipe, sheet: Path, device: str, quiet: bool) -> None:
-    """Write a picture of the first training pairs of a recipe.
+def draw_sheet(plan: Plan, sheet: Path, device: str, quiet: bool) -> None:
+    """Write a picture of the first training pairs.
 
     Raises
     ------
@@ -438,7 +272,8 @@ def draw_sheet(maps: Path | None, plan: Recipe, sheet: Path, device: str, quiet:
     check_new_file(sheet, overwrite=True)
     if sheet.exists():
         raise InputError(f"{sheet} exists and is not overwritten; give --sheet another name.")
-    pairs = plan.pairs(_subjects(maps), device)
+    recipe = plan.synthetic.recipe
+    pairs = recipe.pairs(plan.synthetic.open(), device)
     with progress(quiet) as report:
         sheet_pairs = []
         for number in range(SHEET_PAIRS):
@@ -446,28 +281,11 @@ def draw_sheet(maps: Path | None, plan: Recipe, sheet: Path, device: str, quiet:
             sheet_pairs.append(pairs[number])
         report("drawing the sheet", 1.0)
         figure = contact_sheet(sheet_pairs)
-        about = {"Title": "synthetic pairs", "Recipe": f"{plan.preset}, seed {plan.settings.seed}"}
+        about = {
+            "Title": "synthetic pairs",
+            "Recipe": f"{recipe.preset}, seed {plan.settings.seed}",
+        }
         with atomic_write(sheet) as temporary:
             write_figure(figure, temporary, about)
     if not quiet:
         typer.echo(f"Wrote {sheet}")
-
-
-def _row(
-    steps: Sequence[Step], network: SHMoAReg, validation: Mapping[str, Sequence[Conformed]]
-) -> dict[str, Any]:
-    """A log row: means over steps (terms over the steps that have them), and validations."""
-    from napari_shmoareg.training.recipes import validate
-
-    names = ("total", "similarity", "smoothness", "routing", "overlap", "rate", "seconds")
-    found: dict[str, Any] = {"step": steps[-1].step}
-    found["minutes"] = sum(step.seconds for step in steps) / 60
-    rows = [{name: getattr(step, name) for name in names} | step.further for step in steps]
-    for name in rows[0]:
-        if values := [value for row in rows if (value := row[name]) == value]:
-            found[name] = sum(values) / len(values)
-    for kind, pairs in validation.items():
-        found |= {
-            f"{kind}_{key}": value for key, value in validate(network, pairs)._asdict().items()
-        }
-    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from napari_shmoareg.cli.options import Debug
+from napari_shmoareg.cli.train import is_best, resume_hint
 from napari_shmoareg.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ def runs(
         ),
     ],
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Folder of the run, as given to --out.")
+        Path, typer.Argument(metavar="RUN", help="Folder of the run, as given to --out or --run.")
     ],
     debug: Debug = False,
 ) -> None:
-    """Show the status of a `shmoareg fine-tune` run, or request it to pause, continue or stop at
-    its next safe step.
+    """Show the status of a run of `shmoareg fine-tune` or `pretrain`, or request it to pause,
+    continue or stop at its next safe step.
     """
     from napari_shmoareg.training.run_folder import RunFolder, read_run_status, write_request
 
@@ -53,8 +53,8 @@ def runs(
         return
     if status.holder is None:
         raise InputError(
-            f"No process is running {folder.path}, so it cannot {word.value}. Continue it with:"
-            f" shmoareg fine-tune --out {shlex.quote(str(folder.path))} --resume"
+            f"No process is running {folder.path}, so it cannot {word.value}."
+            f" {_resume_hint(folder.path, status)}"
         )
     write_request(folder.request, word.value)
     typer.echo(
@@ -73,7 +73,7 @@ def describe_run(path: Path, weights: Path | None, status: RunStatus) -> str:
     lines = [
         f"Run {path}: step {status.step} of {status.steps}; {doing}",
         (
-            f"Data set: {status.run_json['dataset']['path']}; started from"
+            f"Data set: {status.run_json['dataset']['path'] or 'synthetic torsos'}; started from"
             f" {describe_start(status.run_json['from'])}"
         ),
         f"Training time: {_length(status.seconds)}",
@@ -93,12 +93,15 @@ def describe_run(path: Path, weights: Path | None, status: RunStatus) -> str:
     lines.append(f"Saved state: {'none' if status.saved is None else f'step {status.saved}'}")
     if weights is not None:
         lines.append(
-            "Weights:"
-            f" {weights}{NOT_BETTER if at_start and weights.name.startswith('best') else ''}"
+            f"Weights: {weights}{NOT_BETTER if at_start and is_best(str(weights)) else ''}"
         )
     if holder is None and (status.saved or 0) < status.steps:
-        lines.append(f"Continue with: shmoareg fine-tune --out {shlex.quote(str(path))} --resume")
+        lines.append(_resume_hint(path, status))
     return "\n".join(lines)
+
+
+def _resume_hint(path: Path, status: RunStatus) -> str:
+    return resume_hint(path, "recipe" in (status.run_json["dataset"].get("options") or {}))
 
 
 def _figures(row: dict[str, str]) -> str:

@@ -188,7 +188,11 @@ class EventPrinter:
             }
             self._bar(name, words.get(name, "preparing"), event["done"])
         elif name == "validating":
-            self._bar("training", "fine-tuning, validating", self._done)
+            self._bar("training", f"{self._doing_text}, validating", self._done)
+
+    @property
+    def _doing_text(self) -> str:
+        return "pretraining" if self._about.get("drawn_from") else "fine-tuning"
 
     def _on_scan(self, event: Event) -> None:
         self._scans.append(event)
@@ -201,19 +205,26 @@ class EventPrinter:
         # those were printed
         for problem in (words for words in event["problems"] if not words.startswith("Left out: ")):
             print_note(f"Warning: {problem}")
-        if not self._quiet:
+        if not self._quiet and self._scans:
             self._show_scans(event)
         if event["weights"] == NO_NETWORK:
             self._print(f"Starting from {event['begins_from']}: {event['steps']} steps.")
         scans, pairs, memory = event["scans"], event["pairs"], event["memory"]
-        validation = (
-            f"{scans['validation']} for validation ({event['validated']} of"
-            f" {pairs['validation']} pairs)"
-        )
-        self._print(
-            f"{scans['train']} scans for training ({pairs['train']} pairs), {validation},"
-            f" {scans['test']} for testing."
-        )
+        if event["drawn_from"]:
+            held_out = f"; {scans['validation']} of the label maps" if scans["validation"] else ""
+            self._print(
+                f"Training on synthetic pairs of {event['drawn_from']}, validation on"
+                f" {event['validated']} others{held_out}."
+            )
+        else:
+            validation = (
+                f"{scans['validation']} for validation ({event['validated']} of"
+                f" {pairs['validation']} pairs)"
+            )
+            self._print(
+                f"{scans['train']} scans for training ({pairs['train']} pairs), {validation},"
+                f" {scans['test']} for testing."
+            )
         grid = "x".join(str(n) for n in event["shape"])
         self._print(
             f"A step on the grid {grid} needs about {memory['need'] / 2**30:.1f} GiB of memory on"
@@ -240,7 +251,7 @@ class EventPrinter:
 
     def _on_step(self, event: Event) -> None:
         self._done = event["step"] / event["steps"]
-        self._bar("training", f"fine-tuning, loss {event['total']:.5f}", self._done)
+        self._bar("training", f"{self._doing_text}, loss {event['total']:.5f}", self._done)
 
     def _on_load(self, event: Event) -> None:
         now = {alarm["place"]: alarm["text"] for alarm in event["alarms"]}
@@ -254,7 +265,12 @@ class EventPrinter:
         best = ", the best so far" if event["best"] and event["step"] else ""
         when = f"after step {event['step']}" if event["step"] else "before the first step"
         figures = f"{dice}correlation {event['ncc']:.4f}, folding {event['folding_percent']:.3f} %"
-        self._print(f"Validation {when}: {figures}{best}")
+        kinds = [name.removesuffix("_before") for name in event if name.endswith("_before")]
+        kinds = [
+            f"; {kind}: Dice {event[f'{kind}_before']:.4f} to {event[f'{kind}_after']:.4f}"
+            for kind in kinds
+        ]
+        self._print(f"Validation {when}: {figures}{''.join(kinds)}{best}")
 
     def _on_skipped(self, event: Event) -> None:
         if event["pair"] not in self._skipped:
@@ -273,21 +289,16 @@ class EventPrinter:
     def _on_end(self, event: Event) -> None:
         self._bars.close()
         steps = self._about.get("steps")
-        run = shlex.quote(str(self._about["run"])) if self._about else "RUN"
+        again = resume_hint(self._about.get("run"), bool(self._about.get("drawn_from")))
         of = f" of {steps}" if steps else ""
         if event["reason"] == "stopped":
-            print_note(
-                f"Stopped after step {event['step']}{of}. Continue with: shmoareg fine-tune"
-                f" --out {run} --resume"
-            )
+            print_note(f"Stopped after step {event['step']}{of}. {again}")
         elif event["reason"] == "minutes":
-            self._print(
-                f"The time limit was reached after step {event['step']}{of}. Continue with:"
-                f" shmoareg fine-tune --out {run} --resume --minutes MORE"
-            )
+            more = " --minutes MORE" if again.endswith("--resume") else ""
+            self._print(f"The time limit was reached after step {event['step']}{of}. {again}{more}")
         else:
             self._print(f"{event['step']} steps are done.")
-        if event.get("best_step") == 0 < event["step"] and event["weights"] is not None:
+        if event.get("best_step") == 0 < event["step"] and is_best(event["weights"]):
             self._print(
                 "By validation, nothing was better than the initial weights, which are in"
                 f" {event['weights']}. Those of the last step are in"
@@ -301,8 +312,22 @@ class EventPrinter:
             )
             if self._about.get("pairs", {}).get("test"):
                 self._print(
-                    f"Evaluate them on the test scans: shmoareg evaluate --run {run} --out TABLE"
+                    "Evaluate them on the test scans: shmoareg evaluate --run"
+                    f" {shlex.quote(str(self._about['run']))} --out TABLE"
                 )
+
+
+def is_best(weights: str | None) -> bool:
+    """Whether weights of a run are those that were best by validation."""
+    return weights is not None and Path(weights).name.startswith("best")
+
+
+def resume_hint(run: object, pretrains: bool) -> str:
+    """How a run is continued, in words."""
+    if pretrains:
+        return "The same `shmoareg pretrain` command continues."
+    where = "RUN" if run is None else shlex.quote(str(run))
+    return f"Continue with: shmoareg fine-tune --out {where} --resume"
 
 
 # measure of an overlap: of labels, or of images if there are none
@@ -533,7 +558,7 @@ def _plan(
 
     preset, changes = network[0], parse_changes(network[1])
     settings, run = settings_in(given, FineTuning), settings_in(given, RunSettings)
-    name = None if weights is None else _weights_path(weights)
+    name = None if weights is None else weights_path(weights)
     if (preset is not None or changes) and name != NO_NETWORK:
         raise InputError(
             "--preset and --config are for a network with random weights: give --from none too."
@@ -575,7 +600,7 @@ def _plan(
     )
 
 
-def _weights_path(weights: str) -> str:
+def weights_path(weights: str) -> str:
     """The absolute path of a weights file, so that the run finds it from anywhere; names as they
     are.
     """

@@ -17,7 +17,7 @@ from napari_shmoareg.training.run_folder import RunControl, RunFolder
 from napari_shmoareg.training.trainer import learn
 
 FIRST = "Stopping and saving after this step; Ctrl-C again stops at once."
-SECOND = "Stopped at once; the last saved state is kept. Continue with --resume."
+SECOND = "Stopped at once; the last saved state is kept, and the run can be resumed."
 
 
 def run_plan(

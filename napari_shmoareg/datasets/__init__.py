@@ -9,9 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from napari_shmoareg.datasets.cache import VolumeCache
-    from napari_shmoareg.datasets.checkup import Checkup, ScanReport
-    from napari_shmoareg.datasets.dataset import Dataset, Scan, Skipped
+    from napari_shmoareg.datasets.checkup import Checkup
+    from napari_shmoareg.datasets.dataset import Dataset, Scan, ScanReport, Skipped
     from napari_shmoareg.datasets.finders import open_dataset
     from napari_shmoareg.datasets.pair_list import (
         PairFiles,
@@ -31,7 +30,6 @@ __all__ = [
     "ScanReport",
     "Skipped",
     "Split",
-    "VolumeCache",
     "choose_pairs",
     "open_dataset",
     "read_folder",
@@ -40,33 +38,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "datasets.cache": ("VolumeCache",),
-    "datasets.checkup": (
-        "Checkup",
-        "ScanReport",
-    ),
-    "datasets.dataset": (
-        "Dataset",
-        "Scan",
-        "Skipped",
-    ),
-    "datasets.finders": ("open_dataset",),
-    "datasets.pair_list": (
-        "PairFiles",
-        "PairList",
-        "choose_pairs",
-        "read_folder",
-        "read_pair_list",
-    ),
-    "datasets.splits": (
-        "Split",
-        "split_dataset",
-    ),
+    "checkup": ("Checkup",),
+    "dataset": ("Dataset", "Scan", "ScanReport", "Skipped"),
+    "finders": ("open_dataset",),
+    "pair_list": ("PairFiles", "PairList", "choose_pairs", "read_folder", "read_pair_list"),
+    "splits": ("Split", "split_dataset"),
 }
 
 
 def __getattr__(name: str) -> object:
     for home, names in _HOMES.items():
         if name in names:
-            return getattr(import_module(f"napari_shmoareg.{home}"), name)
+            return getattr(import_module(f"napari_shmoareg.datasets.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from napari_shmoareg.datasets.alignment import Agreement, Matrix, align_scans
-from napari_shmoareg.datasets.cache import PreparedScan, PreparedScans, VolumeCache
 from napari_shmoareg.datasets.dataset import Dataset, Scan, ScanReport, Skipped
-from napari_shmoareg.datasets.pairs import TrainingPairs
+from napari_shmoareg.datasets.pairs import NamedPairs, Names, unordered_pairs
+from napari_shmoareg.datasets.prepared import (
+    Entry,
+    PreparedFolder,
+    PreparedScan,
+    PreparedScans,
+    make_key,
+)
 from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import VolumePair, apply_affine, inside, slabs
+from napari_shmoareg.geometry.resample import resample
+from napari_shmoareg.metrics import dice
+from napari_shmoareg.registration.affine import align, check_overlap
+from napari_shmoareg.registration.conform import Conformed, conform
 from napari_shmoareg.settings import RegistrationSettings, check_choice, check_size
 
+V = TypeVar("V")
 MAX_NAMES = 3  # scan names listed in one sentence
 # an outlier is below the median overlap by SPREADS robust standard deviations, within these limits
 OUTLIER_LIMITS = (0.15, 0.35)
@@ -32,13 +45,7 @@ def find_problems(
 ) -> list[str]:
     """List the problems of a data set as sentences, the most severe first.
 
-    Parameters
-    ----------
-    reports : sequence of ScanReport
-    skipped : sequence of Skipped
-        Files that are not part of the data set.
-    contents : mapping of names to checksums of the voxels
-    notes : mapping of names to warnings of the reader
+    `contents` and `notes` map names to checksums of the voxels and to warnings of the reader.
     """
     used = [report for report in reports if report.skipped is None]
     found = [
@@ -50,10 +57,8 @@ def find_problems(
     found += _labels(used)
     found += _outliers(used)
     found += _spacings(used)
-    found += [f"{_list_names(names)}: {note}" for note, names in _grouped(notes).items()]
-    reasons: dict[str, list[str]] = {}
-    for entry in skipped:
-        reasons.setdefault(entry.why, []).append(entry.path.name)
+    found += [f"{_list_names(names)}: {note}" for note, names in _grouped(notes.items()).items()]
+    reasons = _grouped((entry.path.name, entry.why) for entry in skipped)
     found += [f"{_list_names(names)}: {why}." for why, names in reasons.items()]
     return found
 
@@ -61,24 +66,7 @@ def find_problems(
 def check_enough(
     root: Path, reports: Sequence[ScanReport], training: Sequence[str], labels: bool
 ) -> None:
-    """Check that a data set can be used for training.
-
-    Parameters
-    ----------
-    root : Path
-    reports : sequence of ScanReport
-        Of all scans.
-    training : sequence of str
-        Names of the training scans.
-    labels : bool
-        Labels are required.
-
-    Raises
-    ------
-    InputError
-        If fewer than two training scans are usable, or labels are required and no two of these
-        share one.
-    """
+    """Refuse fewer than two usable training scans, or required labels that no two of them share."""
     training_reports = [report for report in reports if report.name in set(training)]
     used = [report for report in training_reports if report.skipped is None]
     if len(used) < 2:
@@ -109,9 +97,10 @@ def _list_names(names: Iterable[str]) -> str:
     return ", ".join(names[:MAX_NAMES]) + more
 
 
-def _grouped(values: Mapping[str, str]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for name, value in values.items():
+def _grouped(values: Iterable[tuple[str, V]]) -> dict[V, list[str]]:
+    """Names by value."""
+    groups: dict[V, list[str]] = {}
+    for name, value in values:
         groups.setdefault(value, []).append(name)
     return groups
 
@@ -119,7 +108,8 @@ def _grouped(values: Mapping[str, str]) -> dict[str, list[str]]:
 def _copies(used: Sequence[ScanReport], contents: Mapping[str, str]) -> list[str]:
     subjects = {report.name: report.subject for report in used}
     found = []
-    for names in _grouped({name: contents[name] for name in subjects if name in contents}).values():
+    same = _grouped((name, contents[name]) for name in subjects if name in contents)
+    for names in same.values():
         if len(names) < 2:
             continue
         distinct = len({subjects[name] for name in names}) > 1
@@ -196,14 +186,84 @@ def _spacings(used: Sequence[ScanReport]) -> list[str]:
     return found
 
 
-def _counted(values: Mapping[str, Hashable]) -> str:
+def _counted(values: Mapping[str, str]) -> str:
     """Text of the number of scans with each value, with a few names."""
-    groups: dict[Hashable, list[str]] = {}
-    for name, value in values.items():
-        groups.setdefault(value, []).append(name)
-    order = sorted(groups.items(), key=lambda item: -len(item[1]))
+    order = sorted(_grouped(values.items()).items(), key=lambda item: -len(item[1]))
     parts = [f"{value} in {len(names)} ({_list_names(names)})" for value, names in order[:4]]
     return "; ".join(parts) + ("; and others" if len(order) > 4 else "")
+
+
+ALIGNMENT = 1  # version of `align`; another one aligns all scans again
+COMPARISON_SIZE = 64  # voxels along the longest axis of the grid for comparing scans
+
+Matrix = NDArray[np.float64]
+
+
+class Agreement(NamedTuple):
+    """Agreement of two scans after alignment.
+
+    Attributes
+    ----------
+    dice : float or None
+        Mean Dice over the labels that both have (0 if they share none); None if one has no label
+        map.
+    ncc : float or None
+        Correlation where the fields of view overlap; None if they hardly do.
+    """
+
+    dice: float | None
+    ncc: float | None
+
+
+def _align_scans(
+    moving: PreparedScan, fixed: PreparedScan, mode: str, folder: PreparedFolder
+) -> tuple[Matrix, Agreement]:
+    """The matrix of `align` (fixed world to moving world) and the agreement after it.
+
+    They are read from the folder, if it has them.
+    """
+    name = f"{moving.image.name}-to-{fixed.image.name}"
+    key = make_key(affine=ALIGNMENT, moving=moving.key, fixed=fixed.key, mode=mode)
+    entry = folder.read(name, key)
+    if entry is not None:
+        return entry.arrays["matrix"], Agreement(entry.facts["dice"], entry.facts["ncc"])
+    pair = VolumePair(moving.image, fixed.image)
+    if mode == "none":
+        matrix = np.eye(4)
+        check_overlap(pair, matrix, mode)
+    else:
+        matrix = align(pair, mode).matrix
+    found = _agreement(moving, fixed, matrix)
+    folder.write(name, key, Entry({"matrix": matrix}, {"dice": found.dice, "ncc": found.ncc}))
+    return matrix, found
+
+
+def _agreement(moving: PreparedScan, fixed: PreparedScan, matrix: Matrix) -> Agreement:
+    """Compare two scans on a coarse grid over the fixed image; `matrix`: fixed to moving world."""
+    whole = fixed.image.grid
+    extent = np.array(whole.shape) * whole.spacing
+    grid = whole.resampled(
+        [float(s) for s in np.maximum(whole.spacing, extent.max() / COMPARISON_SIZE)]
+    )
+    covered = np.empty(grid.shape, dtype=bool)
+    for part, points in slabs(grid):
+        covered[part] = inside(moving.image.grid, apply_affine(matrix, points))
+    mean_dice = None
+    if moving.labels is not None and fixed.labels is not None:
+        maps = (
+            resample(moving.labels, grid, world_map=matrix).values,
+            resample(fixed.labels, grid).values,
+        )
+        both = sorted(set(moving.labels.labels) & set(fixed.labels.labels))
+        mean_dice = float(np.mean(list(dice(*maps, both).values()) or [0.0])) if both else 0.0
+    if covered.sum() < 2:
+        return Agreement(mean_dice, None)
+    a, b = (
+        resample(moving.image, grid, world_map=matrix).values[covered],
+        resample(fixed.image, grid).values[covered],
+    )
+    correlation = None if a.std() == 0 or b.std() == 0 else float(np.corrcoef(a, b)[0, 1])
+    return Agreement(mean_dice, correlation)
 
 
 CANDIDATES = 7  # scans from which the reference is chosen
@@ -225,7 +285,9 @@ class Checkup:
         As for `align`.
     labels : bool
         Labels are required: scans without them are left out.
-    cache : VolumeCache, optional
+    prepared : Path, optional
+        Folder for the resampled scans and their alignments, used again by the next check; by
+        default nothing is written, and what does not fit into memory is read again.
     training : sequence of str, optional
         Names of the training scans: the reference is one of them, and two of them must be usable.
         By default the data set's own training part, or all.
@@ -247,29 +309,33 @@ class Checkup:
         size: int | str,
         affine: str = "auto",
         labels: bool = False,
-        cache: VolumeCache | None = None,
+        prepared: Path | None = None,
         training: Sequence[str] | None = None,
     ) -> None:
         check_size(size)
         check_choice(RegistrationSettings, "affine", affine)
         self.dataset = dataset
-        self.cache = VolumeCache() if cache is None else cache
-        self.reports: list[ScanReport] = []
-        self.problems: list[str] = []
-        self.reference: str | None = None
         self._size, self._mode, self._need_labels = size, affine, labels
         own = (dataset.parts or {}).get("train") or dataset.names
         self._training = [
             name for name in sorted(own if training is None else training) if name in dataset.names
         ]
-        self._scans = PreparedScans(dataset, self.cache, need_labels=labels)
+        self._folder = PreparedFolder(prepared)
+        self._scans = PreparedScans(dataset, self._folder, need_labels=labels)
+        self._start_again()
+
+    def _start_again(self) -> None:
+        self.reports: list[ScanReport] = []
+        self.problems: list[str] = []
+        self.reference: str | None = None
         self._to_reference: dict[str, Matrix] = {}  # reference world to scan world
-        self._pair_affines: dict[tuple[str, str], Matrix] = {}
-        # listed pairs that cannot be aligned, with the reason
-        self._failed_pairs: dict[tuple[str, str], str] = {}
+        self._pair_affines: dict[Names, Matrix] = {}
+        self._failed_pairs: dict[Names, str] = {}  # that cannot be aligned, with the reason
         self._contents: dict[str, str] = {}
         self._notes: dict[str, str] = {}
         self._finished = False
+        for scan in self.dataset.scans:
+            self._scans.forget(scan.name)
 
     @property
     def usable(self) -> tuple[str, ...]:
@@ -307,9 +373,10 @@ class Checkup:
         self.problems += [
             f"The pair {m} -> {f} is left out: {why}" for (m, f), why in self._failed_pairs.items()
         ]
-        if self.cache.last_error:
+        if self._folder.last_error:
             self.problems.append(
-                f"The cache could not save everything, which costs time: {self.cache.last_error}."
+                "Not all prepared scans could be saved, which costs time:"
+                f" {self._folder.last_error.rstrip('.')}."
             )
         check_enough(self.dataset.root, self.reports, self._training, self._need_labels)
         self._finished = True
@@ -321,7 +388,7 @@ class Checkup:
         size: int | str | None = None,
         labels: bool = False,
         both_orders: bool = True,
-    ) -> TrainingPairs:
+    ) -> NamedPairs:
         """Make the pairs of some scans, read and conformed on access.
 
         Parameters
@@ -352,11 +419,19 @@ class Checkup:
             if pair not in self._failed_pairs
         ]
         if not both_orders:
-            chosen = list({tuple(sorted(pair)): pair for pair in reversed(chosen)}.values())[::-1]
-        requested_size = self._size if size is None else size
-        return TrainingPairs(
-            self._scans, chosen, self._affine_of, size=requested_size, labels=labels
-        )
+            chosen = unordered_pairs(chosen)
+        network_size = self._size if size is None else size
+
+        def make(moving_name: str, fixed_name: str) -> Conformed:
+            moving, fixed = (self._scans.get(n, network_size) for n in (moving_name, fixed_name))
+            pair = VolumePair(moving.image, fixed.image, moving.labels, fixed.labels)
+            affine = self._affine_of(moving_name, fixed_name)
+            # without the scans themselves
+            return replace(
+                conform(pair, size=network_size, affine=affine, labels=labels), pair=None
+            )
+
+        return NamedPairs(chosen, make)
 
     @property
     def checksums(self) -> dict[str, tuple[str, str | None]]:
@@ -381,20 +456,6 @@ class Checkup:
         if (moving, fixed) in self._pair_affines:
             return self._pair_affines[moving, fixed]
         return np.asarray(np.linalg.inv(self._pair_affines[fixed, moving]))
-
-    def _start_again(self) -> None:
-        for scan in self.dataset.scans:
-            self._scans.forget(scan.name)
-        self.reports, self.problems, self.reference = [], [], None
-        for state in (
-            self._to_reference,
-            self._pair_affines,
-            self._failed_pairs,
-            self._contents,
-            self._notes,
-        ):
-            state.clear()
-        self._finished = False
 
     def _read(self, scan: Scan) -> PreparedScan:
         if self._need_labels and scan.labels is None:
@@ -447,7 +508,7 @@ class Checkup:
             self._to_reference[name] = np.eye(4)
             return None, Agreement(None, None)
         fixed = self._scans.load(self.reference, self._size)
-        self._to_reference[name], agreement = align_scans(small, fixed, self._mode, self.cache)
+        self._to_reference[name], agreement = _align_scans(small, fixed, self._mode, self._folder)
         return self.reference, agreement
 
     def _align_partners(self, name: str) -> tuple[str, Agreement]:
@@ -461,8 +522,8 @@ class Checkup:
             except InputError:  # of the partner, which is reported when its turn comes
                 continue
             try:
-                self._pair_affines[pair], agreement = align_scans(
-                    moving, fixed, self._mode, self.cache
+                self._pair_affines[pair], agreement = _align_scans(
+                    moving, fixed, self._mode, self._folder
                 )
             except InputError as error:
                 self._failed_pairs[pair] = str(error)

@@ -18,6 +18,9 @@ from napari_shmoareg.io import read_image
 from napari_shmoareg.io.files import stem
 from napari_shmoareg.io.untrusted import printable
 
+PARTS = ("train", "validation", "test")
+Window = tuple[float, float]
+
 
 @dataclass(frozen=True)
 class DatasetChoice:
@@ -39,7 +42,7 @@ class DatasetChoice:
     labels: str | None = None
     subject: str | None = None
     kind: str = "auto"
-    window: tuple[float, float] | None = None
+    window: Window | None = None
     nan: float | None = None
     channel: int | None = None
 
@@ -54,6 +57,11 @@ class DatasetChoice:
         from napari_shmoareg.datasets.finders import open_dataset
 
         return open_dataset(self.path, **self.options)
+
+    def dataset(self, kind: str, root: Path, scans: tuple[Scan, ...], **more: Any) -> Dataset:
+        """Make a data set that is read with these options."""
+        read = {"window": self.window, "nan": self.nan, "channel": self.channel}
+        return Dataset(kind, root, scans, **(read | more))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -117,20 +125,12 @@ class ScanReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
-        return {
-            "name": self.name,
-            "subject": self.subject,
-            "shape": None if self.shape is None else list(self.shape),
-            "spacing": None if self.spacing is None else [round(s, 4) for s in self.spacing],
-            "orientation": self.orientation,
-            "low": self.low,
-            "high": self.high,
-            "labels": None if self.labels is None else list(self.labels),
-            "overlap": self.overlap,
-            "overlap_kind": self.overlap_kind,
-            "partner": self.partner,
-            "skipped": self.skipped,
-        }
+        values = asdict(self)
+        for name in ("image", "dice", "ncc"):
+            del values[name]
+        if self.spacing is not None:
+            values["spacing"] = [round(s, 4) for s in self.spacing]
+        return values | {"overlap": self.overlap, "overlap_kind": self.overlap_kind}
 
     def to_row(self) -> dict[str, object]:
         """Table row."""
@@ -151,9 +151,6 @@ class ScanReport:
             "compared_with": self.partner or "",
             "skipped": self.skipped or "",
         }
-
-
-Window = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -290,13 +287,7 @@ def clip_to_window(image: Volume, window: Window) -> Volume:
 
 
 def check_window(window: Sequence[float] | None) -> Window | None:
-    """Parse a window: two numbers, the lower first.
-
-    Raises
-    ------
-    InputError
-        If it is anything else.
-    """
+    """Parse a window: two numbers, the lower first."""
     if window is None:
         return None
     try:
@@ -355,13 +346,7 @@ def scan_names(root: Path, images: Sequence[Path]) -> dict[Path, str]:
 
 
 def compile_subject_pattern(subject: str | None) -> re.Pattern[str] | None:
-    """Compile the user's subject pattern.
-
-    Raises
-    ------
-    InputError
-        If it is no regular expression with one group.
-    """
+    """Compile the user's subject pattern, a regular expression with one group."""
     if subject is None:
         return None
     example = r"such as '(sub-\d+)_.*'"
@@ -380,23 +365,12 @@ def compile_subject_pattern(subject: str | None) -> re.Pattern[str] | None:
     return subject_pattern
 
 
-def find_subject(name: str, relative_path: str, subject_pattern: re.Pattern[str] | None) -> str:
-    """Find the subject of a scan.
+def find_subject(name: str, relative_path: str, subject: str | None) -> str:
+    """Find the subject of a scan in its name, then in its path within the data set.
 
-    Parameters
-    ----------
-    name : str
-        Of the scan.
-    relative_path : str
-        Path of its file within the data set, with / and without extension.
-    subject_pattern : pattern or None
-        The user's subject pattern, searched in the name, then in the path.
-
-    Raises
-    ------
-    InputError
-        If the user's pattern does not match.
+    The user's regular expression has to match; without one, known naming schemes are tried.
     """
+    subject_pattern = compile_subject_pattern(subject)
     if subject_pattern is not None:
         found = subject_pattern.search(name) or subject_pattern.search(relative_path)
         if found is None or not found[1]:
@@ -416,44 +390,16 @@ def make_scans(
     root: Path,
     images: Iterable[Path],
     labels: Mapping[Path, Path],
-    subject_pattern: re.Pattern[str] | None,
+    subject: str | None,
+    names: Mapping[Path, str] | None = None,
 ) -> tuple[Scan, ...]:
-    """Make the scans, sorted by name."""
+    """Make the scans, sorted by name; the names are by default those of the files."""
     paths = sorted(set(images))
-    names = scan_names(root, paths)
+    names = names or scan_names(root, paths)
     scans = []
     for path in paths:
         inner = path.relative_to(root) if path.is_relative_to(root) else path
         relative_path = (inner.with_name(stem(inner)) if inner.name else inner).as_posix()
-        scans.append(
-            Scan(
-                names[path],
-                find_subject(names[path], relative_path, subject_pattern),
-                path,
-                labels.get(path),
-            )
-        )
+        own = find_subject(names[path], relative_path, subject)
+        scans.append(Scan(names[path], own, path, labels.get(path)))
     return tuple(sorted(scans, key=lambda scan: scan.name))
-
-
-@dataclass(frozen=True)
-class DatasetOptions:
-    """File patterns, subject pattern, and reading options.
-
-    Attributes
-    ----------
-    images, labels : str or None
-        Patterns of file names.
-    subject_pattern : pattern or None
-        The subject pattern.
-    window : (low, high) or None
-    nan, channel
-        As for `read_image`.
-    """
-
-    images: str | None = None
-    labels: str | None = None
-    subject_pattern: re.Pattern[str] | None = None
-    window: Window | None = None
-    nan: float | None = None
-    channel: int | None = None

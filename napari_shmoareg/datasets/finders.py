@@ -8,22 +8,21 @@ from pathlib import Path
 
 from napari_shmoareg.datasets.dataset import (
     Dataset,
-    DatasetOptions,
+    DatasetChoice,
     Skipped,
     check_window,
     compile_subject_pattern,
     make_scans,
 )
 from napari_shmoareg.datasets.layouts import (
+    LAYOUTS,
     find_bids,
-    find_btcv,
     find_description,
+    find_layout,
     is_bids,
     is_description,
-    is_oasis,
-    read_btcv,
+    read_layout,
     read_learn2reg,
-    read_oasis,
 )
 from napari_shmoareg.datasets.name_patterns import (
     Matched,
@@ -49,23 +48,12 @@ _SIDES = (  # folders of images and of their label maps
 _CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net: case, channel
 
 
-def read_image_folder(root: Path, options: DatasetOptions) -> Dataset:
+def read_image_folder(root: Path, options: DatasetChoice) -> Dataset:
     """Open a folder of images as a data set.
 
     Without patterns: ``imagesTr`` and ``labelsTr`` or similar names; BIDS; otherwise all image
     files.  Files named as labels (``_seg``, ``_label``, ``_aseg``, ``_dseg``) are matched with the
     images by name.
-
-    Parameters
-    ----------
-    root : Path
-    options : DatasetOptions
-        `images` such as "images/*.nii.gz"; `labels` is another pattern, or a template with {name}.
-
-    Raises
-    ------
-    InputError
-        If there are fewer than two images, or no label map matches an image.
     """
     images, matched = (
         _with_patterns(root, options) if options.images or options.labels else _found(root)
@@ -73,41 +61,31 @@ def read_image_folder(root: Path, options: DatasetOptions) -> Dataset:
     images, channels = _first_channels(images, matched)
     _check_count(root, images, options)
     skipped = (*matched.skipped, *channels)
-    return Dataset(
-        kind="folder",
-        root=root,
-        scans=make_scans(root, images, matched.labels, options.subject_pattern),
-        window=options.window,
+    return options.dataset(
+        "folder",
+        root,
+        make_scans(root, images, matched.labels, options.subject),
         skipped=tuple(sorted(skipped, key=lambda entry: (entry.path, entry.why))),
-        nan=options.nan,
-        channel=options.channel,
     )
 
 
-def _with_patterns(root: Path, options: DatasetOptions) -> tuple[list[Path], Matched]:
+def _with_patterns(root: Path, options: DatasetChoice) -> tuple[list[Path], Matched]:
+    template = options.labels if options.labels and "{" in options.labels else None
+    labels = volumes_matching(root, options.labels) if options.labels and not template else []
+    if options.labels and not template and not labels:
+        raise InputError(f"No label map in {root} matches '{options.labels}'.{_some(root)}")
+    images = (
+        volumes_matching(root, options.images) if options.images else _images_beside(root, labels)
+    )
     if options.labels is None:
-        images = volumes_matching(root, options.images or "*")
         return images, Matched({}, [])
-    if "{" in options.labels:
-        images = (
-            volumes_matching(root, options.images) if options.images else _images_beside(root, [])
-        )
-        matched = match_template(root, images, options.labels, options.images)
-        maps = set(matched.labels.values())
-        images = [image for image in images if image not in maps]
-        matched = Matched(
-            matched.labels, [entry for entry in matched.skipped if entry.path not in maps]
-        )
+    if template:
+        matched = match_template(root, images, template, options.images)
+        labels = list(matched.labels.values())
+        images = [image for image in images if image not in labels]
+        matched.skipped[:] = [entry for entry in matched.skipped if entry.path not in labels]
     else:
-        labels = volumes_matching(root, options.labels)
-        if not labels:
-            raise InputError(f"No label map in {root} matches '{options.labels}'.{_some(root)}")
-        images = (
-            volumes_matching(root, options.images)
-            if options.images
-            else _images_beside(root, labels)
-        )
-        images = [image for image in images if image not in set(labels)]
+        images = [image for image in images if image not in labels]
         patterns = (options.images, options.labels) if options.images else None
         matched = match_labels(root, images, labels, patterns)
     if images and not matched.labels:
@@ -170,7 +148,7 @@ def _first_channels(images: list[Path], matched: Matched) -> tuple[list[Path], l
     return [image for image in images if image not in dropped], skipped
 
 
-def _check_count(root: Path, images: list[Path], options: DatasetOptions) -> None:
+def _check_count(root: Path, images: list[Path], options: DatasetChoice) -> None:
     what = f"matches '{options.images}'" if options.images else "is an image"
     if not images:
         raise InputError(
@@ -191,7 +169,7 @@ def _some(root: Path) -> str:
     return f" It contains {len(files)} image files, such as {files[0].relative_to(root)}."
 
 
-KINDS = ("auto", "folder", "list", "learn2reg", "oasis", "btcv")
+KINDS = ("auto", "folder", "list", "learn2reg", *LAYOUTS)
 
 
 @names_input
@@ -239,8 +217,9 @@ def open_dataset(
         raise InputError(
             f"There is no file or folder {path}. Check the spelling and the working folder."
         )
-    options = DatasetOptions(
-        images, labels, compile_subject_pattern(subject), check_window(window), nan, channel
+    compile_subject_pattern(subject)
+    options = DatasetChoice(
+        str(path), images, labels, subject, kind, check_window(window), nan, channel
     )
     recognised = _recognised(source, options) if kind == "auto" else kind
     if recognised == "list" or (recognised == "learn2reg" and source.is_file()):
@@ -252,11 +231,8 @@ def open_dataset(
             raise InputError(
                 f"{path} lists its images and labels itself; leave out the file patterns."
             )
-        return (
-            read_listed(source, options)
-            if recognised == "list"
-            else read_learn2reg(source, options)
-        )
+        read = read_listed if recognised == "list" else read_learn2reg
+        return read(source, options)
     if not source.is_dir():
         raise InputError(f"{path} is a file; for the kind '{recognised}' a folder was expected.")
     if recognised == "learn2reg":
@@ -266,14 +242,12 @@ def open_dataset(
                 f"{path} contains no <Task>_dataset.json of Learn2Reg. Give the file itself."
             )
         return read_learn2reg(description, options)
-    if recognised == "oasis":
-        return read_oasis(source, options)
-    return (
-        read_btcv(source, options) if recognised == "btcv" else read_image_folder(source, options)
-    )
+    if recognised in LAYOUTS:
+        return read_layout(recognised, source, options)
+    return read_image_folder(source, options)
 
 
-def _recognised(source: Path, options: DatasetOptions) -> str:
+def _recognised(source: Path, options: DatasetChoice) -> str:
     """Recognise the kind of data set of a path."""
     if source.is_file():
         ending = source.suffix.lower()
@@ -288,8 +262,9 @@ def _recognised(source: Path, options: DatasetOptions) -> str:
     patterns = [
         pattern.removeprefix("*/") for pattern in (options.images, options.labels) if pattern
     ]
-    if is_oasis(source) and not any("/" in pattern or "{" in pattern for pattern in patterns):
-        return "oasis"
-    if not patterns and find_description(source) is not None:
-        return "learn2reg"
-    return "btcv" if not patterns and find_btcv(source) is not None else "folder"
+    known = find_layout(source)
+    if known is not None and LAYOUTS[known].scan is not None:
+        return "folder" if any("/" in p or "{" in p for p in patterns) else known
+    if patterns:
+        return "folder"
+    return "learn2reg" if find_description(source) is not None else known or "folder"

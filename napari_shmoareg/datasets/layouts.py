@@ -4,41 +4,30 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from napari_shmoareg.datasets.dataset import (
     Dataset,
-    DatasetOptions,
+    DatasetChoice,
     Scan,
     Skipped,
     Window,
-    find_subject,
     make_scans,
 )
 from napari_shmoareg.datasets.name_patterns import Matched, match_labels, matching, volumes_matching
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.io.files import ending, stem
+from napari_shmoareg.io.files import stem
 from napari_shmoareg.io.untrusted import is_there, read_json
 
-_KEYS = ("training", "training_paired_images", "registration_val")
 _PAIRED = ("training_paired_images", "registration_val", "registration_test")
+_KEYS = ("training", *_PAIRED[:2])
 
 
 def find_description(root: Path) -> Path | None:
-    """Find the one Learn2Reg description of a folder, or None.
-
-    Raises
-    ------
-    InputError
-        If there are several.
-    """
-    found = [
-        p
-        for p in sorted(root.glob("*_dataset.json"))
-        if not p.name.startswith(".") and is_description(p)
-    ]
+    """Find the one Learn2Reg description of a folder, or None."""
+    found = [p for p in matching(root, "*_dataset.json") if is_description(p)]
     if len(found) > 1:
         raise InputError(
             f"{root} contains several data sets: {', '.join(p.name for p in found)}. Give one of"
@@ -53,223 +42,223 @@ def is_description(path: Path) -> bool:
     return isinstance(values, dict) and any(isinstance(values.get(key), list) for key in _KEYS)
 
 
-def read_learn2reg(path: Path, options: DatasetOptions) -> Dataset:
-    """Read the scans, pairs and parts of a Learn2Reg task.
+def read_learn2reg(path: Path, options: DatasetChoice) -> Dataset:
+    """Read the scans, pairs and parts of a Learn2Reg task: a ``<Task>_dataset.json``.
 
     Ours: subjects of ``registration_val`` are for validation, those of ``registration_test`` (if
     their images exist) for testing, and all other training images for training, though the training
     list names some of all three.  Label maps are those listed, or at the image's path with "images"
     replaced by "labels".
-
-    Parameters
-    ----------
-    path : Path
-        The ``<Task>_dataset.json``, or a description with the same keys.
-    options : DatasetOptions
-
-    Raises
-    ------
-    InputError
-        If the file is not such a description, or fewer than two of its images exist.
     """
-    values = read_json(path, "the description of a data set")
-    if not isinstance(values, dict) or not any(isinstance(values.get(key), list) for key in _KEYS):
+    if not is_description(path):
         raise InputError(
             f"{path} describes no Learn2Reg task: a list under {', '.join(_KEYS)} was expected."
         )
-    images: dict[Path, Path | None] = {}
-    for entry in _entries(values, "training"):
-        listed_as = entry if isinstance(entry, Mapping) else {"image": entry}
-        image, labels = listed_as.get("image"), listed_as.get("label")
-        _add_image(path, images, image, labels)
-    listed: dict[str, list[tuple[Path, Path]]] = {}
-    for key in _PAIRED:
-        listed[key] = []
-        for entry in _entries(values, key):
-            moving, fixed = (
-                entry.get(role) if isinstance(entry, Mapping) else None
-                for role in ("moving", "fixed")
+    values = read_json(path, "the description of a data set")
+    lists = {key: values.get(key) for key in (*_KEYS, *_PAIRED)}
+    entries = {key: found if isinstance(found, list) else [] for key, found in lists.items()}
+    labels: dict[Path, Path] = {}  # of all images, whether they exist or not
+
+    def add(name: object, label: object = None) -> Path:
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise InputError(
+                f"{path}: an entry has no image (got {name!r}); a file name was expected."
             )
-            listed[key].append(
-                (_add_image(path, images, moving, None), _add_image(path, images, fixed, None))
-            )
-    existing = {image for image in images if is_there(image)}
+        own = label if isinstance(label, str) and label else name.replace("images", "labels")
+        labels.setdefault(path.parent / name, path.parent / own)
+        return path.parent / name
+
+    for entry in entries["training"]:
+        listed = entry if isinstance(entry, Mapping) else {"image": entry}
+        add(listed.get("image"), listed.get("label"))
+    files = {
+        key: [
+            (add(entry.get("moving")), add(entry.get("fixed")))
+            for entry in (e if isinstance(e, Mapping) else {} for e in entries[key])
+        ]
+        for key in _PAIRED
+    }
+    existing = {image for image in labels if is_there(image)}
     skipped = [
         Skipped(image, f"listed in {path.name}, but missing")
-        for image in images
+        for image in labels
         if image not in existing
     ]
     if len(existing) < 2:
         raise InputError(
-            f"{path} lists {len(images)} images, of which {len(existing)} exist; at least two were"
+            f"{path} lists {len(labels)} images, of which {len(existing)} exist; at least two were"
             f" expected. File names are relative to {path.parent}; unpack the whole archive."
         )
-    labels = {
-        image: label_map
-        for image in existing
-        if (label_map := images[image]) is not None and is_there(label_map)
-    }
-    scans = make_scans(path.parent, existing, labels, options.subject_pattern)
+    own = {i: label for i, label in labels.items() if label != i and is_there(label)}
+    scans = make_scans(path.parent, existing, own, options.subject)
     names = {scan.image: scan.name for scan in scans}
-    pairs = {key: _named_pairs(names, listed[key]) for key in _PAIRED}
-    paired = tuple(dict.fromkeys(pair for key in _PAIRED for pair in pairs[key]))
+    pairs = {
+        key: tuple((names[m], names[f]) for m, f in files[key] if m in names and f in names)
+        for key in _PAIRED
+    }
     has_paired = bool(pairs["training_paired_images"])
+    paired = tuple(dict.fromkeys(pair for key in _PAIRED for pair in pairs[key]))
     if has_paired:
         used = {name for pair in paired for name in pair}
         skipped += [
             Skipped(s.image, "it is in no listed pair") for s in scans if s.name not in used
         ]
         scans = tuple(scan for scan in scans if scan.name in used)
-    return Dataset(
+    judged = {"validation": pairs["registration_val"], "test": pairs["registration_test"]}
+    return options.dataset(
         "learn2reg",
         path,
         scans,
         pairs=paired if has_paired else None,
-        parts=_parts(scans, pairs),
-        window=options.window,
+        parts=_parts(scans, judged),
         skipped=tuple(skipped),
-        part_pairs={} if has_paired else _evaluation_pairs(pairs),
-        nan=options.nan,
-        channel=options.channel,
+        part_pairs={} if has_paired else {part: found for part, found in judged.items() if found},
     )
-
-
-def _entries(values: Mapping[str, Any], key: str) -> list[Any]:
-    found = values.get(key) or []
-    return found if isinstance(found, list) else []
-
-
-def _add_image(path: Path, images: dict[Path, Path | None], name: object, labels: object) -> Path:
-    """Register an image and its labels."""
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise InputError(f"{path}: an entry has no image (got {name!r}); a file name was expected.")
-    image = path.parent / name
-    own = path.parent / labels if isinstance(labels, str) and labels else None
-    if images.get(image) is None:
-        images[image] = own or path.parent / name.replace("images", "labels")
-        if images[image] == image:
-            images[image] = None
-    return image
-
-
-def _named_pairs(
-    names: Mapping[Path, str], pairs: Iterable[tuple[Path, Path]]
-) -> tuple[tuple[str, str], ...]:
-    return tuple((names[m], names[f]) for m, f in pairs if m in names and f in names)
-
-
-def _evaluation_pairs(
-    pairs: Mapping[str, tuple[tuple[str, str], ...]],
-) -> dict[str, tuple[tuple[str, str], ...]]:
-    by_part = {"validation": pairs["registration_val"], "test": pairs["registration_test"]}
-    return {part: listed for part, listed in by_part.items() if listed}
 
 
 def _parts(
-    scans: tuple[Scan, ...], pairs: Mapping[str, tuple[tuple[str, str], ...]]
+    scans: tuple[Scan, ...], judged: Mapping[str, tuple[tuple[str, str], ...]]
 ) -> dict[str, tuple[str, ...]] | None:
     """Scans of training, validation and test; None if training or validation would be empty."""
     subjects = {scan.name: scan.subject for scan in scans}
-    validation = {subjects[name] for pair in pairs["registration_val"] for name in pair}
-    test = {subjects[name] for pair in pairs["registration_test"] for name in pair} - validation
-    subjects_by_part = {
-        "train": set(subjects.values()) - validation - test,
-        "validation": validation,
-        "test": test,
-    }
-    if not subjects_by_part["train"] or not validation:
+    validation, test = (
+        {subjects[name] for pair in judged[part] for name in pair}
+        for part in ("validation", "test")
+    )
+    test -= validation
+    train = set(subjects.values()) - validation - test
+    if not train or not validation:
         return None
+    by_part = {"train": train, "validation": validation, "test": test}
     return {
-        part: tuple(s.name for s in scans if s.subject in side)
-        for part, side in subjects_by_part.items()
+        part: tuple(s.name for s in scans if s.subject in side) for part, side in by_part.items()
     }
 
 
-_FOLDER = re.compile(r"(?:OASIS_)?(OAS\d_\d{4}_MR\d+)")
-_IMAGES, _LABELS = "norm", "seg35"
+class Layout(NamedTuple):
+    """A data set known by the names of its files.
 
-
-def is_oasis(root: Path) -> bool:
-    """Whether a folder contains folders of OASIS scans."""
-    return any(_FOLDER.fullmatch(folder.name) and folder.is_dir() for folder in root.iterdir())
-
-
-def read_oasis(root: Path, options: DatasetOptions) -> Dataset:
-    """Read the scans of a folder of OASIS brains.
-
-    Sec. IV-A: skull-stripped images in scanner space (``norm``) and 35 labels (``seg35``).
-
-    Parameters
+    Attributes
     ----------
-    root : Path
-    options : DatasetOptions
-        `images` and `labels` choose other files of each scan's folder: "aligned_norm" (and then
-        "aligned_seg35"), with or without extension; "*/" may precede.
-
-    Raises
-    ------
-    InputError
-        If fewer than two scans have such an image.
+    title : str
+    patterns : tuple of (folder, images, labels)
+        As for `open_dataset`; the first whose files are there is used.
+    expected : str
+        Sentence for messages.
+    unit : str
+        What has one image each, for messages.
+    scan : pattern or None
+        Of the folder of a scan, with a group for the name of the scan; by default the file has it.
+    window : (low, high) or None
+        Default window.
     """
-    image_file = (options.images or _IMAGES).removeprefix("*/")
-    prefix = "aligned_" if image_file.startswith("aligned_") else ""
-    label_file = (options.labels or f"{prefix}{_LABELS}").removeprefix("*/")
-    scans, skipped = [], []
-    for folder in sorted(root.iterdir()):
-        match = _FOLDER.fullmatch(folder.name)
-        if match is None or not folder.is_dir():
-            continue
-        image, labels = _file(folder, image_file), _file(folder, label_file)
-        if image is None:
-            skipped.append(Skipped(folder, f"it contains no {image_file}"))
-            continue
-        if labels is None:
-            skipped.append(
-                Skipped(image, f"there is no {label_file} beside it: read without labels")
+
+    title: str
+    patterns: tuple[tuple[str, str, str], ...]
+    expected: str
+    unit: str = "files"
+    scan: re.Pattern[str] | None = None
+    window: Window | None = None
+
+
+LAYOUTS = {
+    # Sec. IV-A: skull-stripped images in scanner space, and 35 labels
+    "oasis": Layout(
+        "OASIS",
+        (("", "*/norm.*", "*/seg35.*"),),
+        "Neurite's files are norm, orig, aligned_norm and aligned_orig.",
+        "folders OASIS_OAS1_XXXX_MR1",
+        re.compile(r"(?:OASIS_)?(OAS\d_\d{4}_MR\d+)"),
+    ),
+    "btcv": Layout(
+        "BTCV",
+        tuple(
+            (folder, images, labels)
+            for folder in ("", "Training", "RawData/Training", "Abdomen/RawData/Training")
+            for images, labels in (
+                ("img/img*.nii*", "label/label*.nii*"),
+                ("imagesTr/img*.nii*", "labelsTr/label*.nii*"),
+                (
+                    "averaged-training-images/DET*_avg.nii*",
+                    "averaged-training-labels/DET*_avg_seg.nii*",
+                ),
             )
-        scans.append(
-            Scan(
-                match[1],
-                find_subject(match[1], folder.name, options.subject_pattern),
-                image,
-                labels,
-            )
+        ),
+        "Folders img (img0001.nii.gz ...) and label (label0001.nii.gz ...), RawData/Training with"
+        " these, or imagesTr and labelsTr were expected.",
+        window=(-160.0, 240.0),  # Ours, HU, soft tissue: the paper gives no window
+    ),
+}
+
+
+def find_layout(root: Path) -> str | None:
+    """Find the layout of a folder: its folders of scans, or else its files."""
+    for kind, layout in LAYOUTS.items():
+        if _scan_folders(root, layout) or (layout.scan is None and _find_patterns(root, layout)):
+            return kind
+    return None
+
+
+def _scan_folders(root: Path, layout: Layout) -> dict[Path, str]:
+    """Folders of scans, with the names of the scans."""
+    found = {f: layout.scan and layout.scan.fullmatch(f.name) for f in sorted(root.iterdir())}
+    return {folder: match[1] for folder, match in found.items() if match and folder.is_dir()}
+
+
+def _find_patterns(root: Path, layout: Layout) -> tuple[Path, str, str] | None:
+    for folder, images, labels in layout.patterns:
+        if any((root / folder).glob(images)) and any((root / folder).glob(labels)):
+            return root / folder, images, labels
+    return None
+
+
+def read_layout(kind: str, root: Path, options: DatasetChoice) -> Dataset:
+    """Read the scans of a data set with one of the `LAYOUTS`, or with other patterns.
+
+    In folders of scans, patterns are names of files, such as "aligned_norm" (and then
+    "aligned_seg35"), with or without extension; "*/" may precede.
+    """
+    layout = LAYOUTS[kind]
+    folder, of_images, of_labels = _find_patterns(root, layout) or (root, *layout.patterns[0][1:])
+    of_images, of_labels = options.images or of_images, options.labels or of_labels
+    folders = _scan_folders(folder, layout)
+    if layout.scan is not None:
+        of_images, of_labels = (
+            f"*/{stem(pattern.removeprefix('*/'))}.*" for pattern in (of_images, of_labels)
         )
-    folders = [item.path for item in skipped if item.path.is_dir()]
-    if (
-        len(scans) < 2
-        and options.images is None
-        and any(_file(folder, f"aligned_{_IMAGES}") for folder in folders)
-    ):
+        if of_images.startswith("*/aligned_") and not options.labels:
+            of_labels = of_labels.replace("*/", "*/aligned_")
+    images = volumes_matching(folder, of_images)
+    if layout.scan is not None:  # one image of each folder
+        first = {image.parent: image for image in reversed(images) if image.parent in folders}
+        images = sorted(first.values())
+    if len(images) < 2:
+        aligned = of_images.replace("*/", "*/aligned_")
+        remedy, more = "Give patterns of {images} and {labels}.", layout.expected
+        if layout.scan and not options.images and volumes_matching(folder, aligned):
+            remedy = "Give {images:aligned_norm} to use it."
+            more = "They contain 'aligned_norm', which is already affinely aligned."
         raise InputError(
-            f"{len(scans)} of the folders OASIS_OAS1_XXXX_MR1 in {root} contain '{_IMAGES}'."
-            f" They contain 'aligned_{_IMAGES}', which is already affinely aligned.",
-            remedy=f"Give {{images:aligned_{_IMAGES}}} to use it.",
+            f"{root} does not look like {layout.title}: {len(images)} of the {layout.unit} match"
+            f" '{options.images or of_images}'; at least two were expected. {more}",
+            remedy=remedy,
         )
-    if len(scans) < 2:
-        raise InputError(
-            f"{len(scans)} of the folders OASIS_OAS1_XXXX_MR1 in {root} contain '{image_file}'; at"
-            " least two were expected. Neurite's files are norm, orig, aligned_norm and"
-            " aligned_orig."
-        )
-    order = tuple(sorted(scans, key=lambda scan: scan.name))
-    return Dataset(
-        "oasis",
+    labels = volumes_matching(folder, of_labels)
+    matched = match_labels(folder, images, labels, (of_images, of_labels))
+    names = {image: folders[image.parent] for image in images if image.parent in folders}
+    present = {image.parent for image in images}
+    skipped = [
+        Skipped(path, f"it contains no {of_images.removeprefix('*/').removesuffix('.*')}")
+        for path in folders
+        if path not in present
+    ]
+    return options.dataset(
+        kind,
         root,
-        order,
-        window=options.window,
-        skipped=tuple(skipped),
-        nan=options.nan,
-        channel=options.channel,
+        make_scans(folder, images, matched.labels, options.subject, names),
+        window=options.window or layout.window,
+        skipped=(*skipped, *matched.skipped),
     )
-
-
-def _file(folder: Path, name: str) -> Path | None:
-    """The file of a folder with this name, with or without extension."""
-    found = matching(folder, name if ending(name) else f"{name}.nii*") or matching(
-        folder, f"{name}.mgz"
-    )
-    return found[0] if found else None
 
 
 _LABEL_SUFFIXES = {"dseg", "seg", "aseg", "aparcaseg", "label", "labels"}
@@ -290,12 +279,11 @@ def find_bids(root: Path) -> tuple[list[Path], Matched]:
     space is preferred."""
     files = volumes_matching(root, "sub-*/anat/*") + volumes_matching(root, "sub-*/ses-*/anat/*")
     images = [path for path in files if _suffix(path) not in _LABEL_SUFFIXES | _MASKS]
-    counts = Counter(
-        suffix for _, suffix in {(_entities(path).get("sub"), _suffix(path)) for path in images}
-    )
+    subjects = {(_entities(path).get("sub"), _suffix(path)) for path in images}
+    counts = Counter(suffix for _, suffix in subjects)
     contrast = max(counts, key=lambda suffix: (counts[suffix], suffix == "T1w", suffix), default="")
     chosen = [path for path in images if _suffix(path) == contrast]
-    others = [
+    skipped = [
         Skipped(
             path,
             f"another contrast than {contrast}; give images='sub-*/**/*_{_suffix(path)}.nii*' to"
@@ -304,29 +292,30 @@ def find_bids(root: Path) -> tuple[list[Path], Matched]:
         for path in images
         if _suffix(path) != contrast
     ]
-    labels = [path for path in files if _suffix(path) in _LABEL_SUFFIXES]
-    labels += [
+    labels = [
         path
-        for path in volumes_matching(root, "derivatives/**/*")
+        for path in files + volumes_matching(root, "derivatives/**/*")
         if _suffix(path) in _LABEL_SUFFIXES
     ]
-    found, skipped = {}, []
+    found: dict[Path, Path] = {}
+    others: dict[Path, Path] = {}  # further label maps of an image
     for image in chosen:
         own = [label for label in labels if _matches(label, image)]
         if own:
-            first, *rest = sorted(own, key=lambda p: (_is_elsewhere(p), -len(_entities(p)), p))
-            found[image] = first
-            skipped += [
-                Skipped(p, f"another label map of {image.name}; {first.name} is used") for p in rest
-            ]
+            found[image], *rest = sorted(
+                own, key=lambda p: (_is_elsewhere(p), -len(_entities(p)), p)
+            )
+            others |= dict.fromkeys(rest, image)
         elif labels:
             skipped.append(Skipped(image, "no label map matches its name: read without labels"))
-    used = {entry.path for entry in skipped} | set(found.values())
-    skipped = [entry for entry in skipped if entry.path not in found.values()]
-    skipped += [
-        Skipped(p, "a label map whose name matches no image") for p in labels if p not in used
-    ]
-    return chosen, Matched(found, [*others, *skipped])
+    for label in labels:
+        if label in found.values():
+            continue
+        why = "a label map whose name matches no image"
+        if (other := others.get(label)) is not None:
+            why = f"another label map of {other.name}; {found[other].name} is used"
+        skipped.append(Skipped(label, why))
+    return chosen, Matched(found, skipped)
 
 
 def _entities(path: Path) -> dict[str, str]:
@@ -346,67 +335,3 @@ def _matches(label: Path, image: Path) -> bool:
 
 def _is_elsewhere(path: Path) -> bool:
     return _entities(path).get("space", "T1w") not in ("T1w", "orig", "individual")
-
-
-SOFT_TISSUE: Window = (-160.0, 240.0)  # Ours, HU: the paper gives no window
-_INNER = ("", "Training", "RawData/Training", "Abdomen/RawData/Training")
-_LAYOUTS = (
-    ("img/img*.nii*", "label/label*.nii*"),
-    ("imagesTr/img*.nii*", "labelsTr/label*.nii*"),
-    ("averaged-training-images/DET*_avg.nii*", "averaged-training-labels/DET*_avg_seg.nii*"),
-)
-
-
-def find_btcv(root: Path) -> tuple[Path, str, str] | None:
-    """Find BTCV's folder with its patterns of images and labels, or None."""
-    for inner in _INNER:
-        for images, labels in _LAYOUTS:
-            folder = root / inner
-            if any(folder.glob(images)) and any(folder.glob(labels)):
-                return folder, images, labels
-    return None
-
-
-def read_btcv(root: Path, options: DatasetOptions) -> Dataset:
-    """Read the scans of BTCV that have labels.
-
-    Parameters
-    ----------
-    root : Path
-        Contains ``img`` and ``label`` (or ``RawData/Training`` with these), ``imagesTr`` and
-        ``labelsTr``, or ``averaged-training-images`` and ``averaged-training-labels``.
-    options : DatasetOptions
-        The default window is soft tissue, -160 to 240 HU.
-
-    Raises
-    ------
-    InputError
-        If there are no such folders, or fewer than two scans.
-    """
-    found = find_btcv(root)
-    if found is None and not (options.images and options.labels):
-        raise InputError(
-            f"{root} does not look like BTCV: folders img (img0001.nii.gz ...) and label"
-            " (label0001.nii.gz ...), RawData/Training with these, or imagesTr and labelsTr were"
-            " expected.",
-            remedy="Give patterns of {images} and {labels}.",
-        )
-    folder, of_images, of_labels = found or (root, "", "")
-    of_images, of_labels = options.images or of_images, options.labels or of_labels
-    images = volumes_matching(folder, of_images)
-    if len(images) < 2:
-        raise InputError(
-            f"{len(images)} files in {folder} match '{of_images}'; at least two were expected."
-        )
-    matched = match_labels(
-        folder, images, volumes_matching(folder, of_labels), (of_images, of_labels)
-    )
-    return Dataset(
-        "btcv",
-        root,
-        make_scans(folder, images, matched.labels, options.subject_pattern),
-        window=options.window or SOFT_TISSUE,
-        skipped=tuple(matched.skipped),
-        nan=options.nan,
-        channel=options.channel,
-    )

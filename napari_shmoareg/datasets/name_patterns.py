@@ -31,13 +31,7 @@ class Matched(NamedTuple):
 
 
 def matching(folder: Path, pattern: str) -> list[Path]:
-    """List the entries of a folder that match a pattern, sorted, without hidden ones.
-
-    Raises
-    ------
-    InputError
-        If the pattern is invalid.
-    """
+    """List the entries of a folder that match a pattern, sorted, without hidden ones."""
     try:
         return sorted(p for p in folder.glob(pattern) if not p.name.startswith("."))
     except (ValueError, RuntimeError, IndexError) as error:  # of an empty or an absolute pattern
@@ -70,14 +64,6 @@ def match_labels(
     patterns match; folders and name; the name; the same without words such as seg, label, brain or
     t1w; finally a label map whose name is the beginning of the image's (``case7`` for
     ``case7_0000``).
-
-    Parameters
-    ----------
-    root : Path
-    images, labels : sequences of Path
-        Within root.
-    patterns : (str, str), optional
-        Patterns of images and labels.
     """
     found: dict[Path, Path] = {}
     skipped: list[Skipped] = []
@@ -125,21 +111,9 @@ def match_template(
 ) -> Matched:
     """Match each image with the label map whose name follows from a template.
 
-    Parameters
-    ----------
-    root : Path
-    images : sequence of Path
-    template : str
-        Such as ``labels/{name}.nii.gz`` or ``{name}_seg.nii.gz``, within root or the image's
-        folder; {name} is the image's name without extension, or the text matched by the wildcards
-        of `pattern`.
-    pattern : str or None
-        Pattern of the images.
-
-    Raises
-    ------
-    InputError
-        If the template has another field than {name}.
+    It is such as ``labels/{name}.nii.gz`` or ``{name}_seg.nii.gz``, within root or the image's
+    folder; {name} is the image's name without extension, or the text that the wildcards in the
+    pattern of the images match.
     """
     found: dict[Path, Path] = {}
     skipped: list[Skipped] = []
@@ -213,4 +187,10 @@ def _captured(root: Path, pattern: str, path: Path, *, deep: bool = True) -> str
         text += wild.get(sign[0], f"({sign[0].replace('[!', '[^')})")
         last = sign.end()
     found = re.fullmatch(text + re.escape(pattern[last:]), path.relative_to(root).as_posix())
-    return None if found is None else "|".join(group or "" for group in found.groups())
+    if found is None:
+        return None
+    groups = [group or "" for group in found.groups()]
+    if groups and last == len(pattern):  # an image and its label map may have other endings
+        end = ending(path)
+        groups[-1] = "" if end.endswith(groups[-1]) else groups[-1].removesuffix(end)
+    return "|".join(groups)

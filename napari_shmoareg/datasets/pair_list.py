@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from napari_shmoareg.datasets.dataset import Dataset, DatasetOptions, Scan, make_scans
+from napari_shmoareg.datasets.dataset import PARTS, Dataset, DatasetChoice, Scan, make_scans
 from napari_shmoareg.datasets.name_patterns import matching
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import VolumePair
@@ -70,63 +70,86 @@ class PairList(Sequence[VolumePair]):
         )
 
 
+class Row(NamedTuple):
+    """A pair of a list, with its place in the file for messages, and its part as written."""
+
+    where: str
+    files: PairFiles
+    part: object
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a CSV or JSON list of pairs; see `read_pair_list`."""
+    columns = f"({', '.join(COLUMNS)}, part; only the first two are required)"
+    if not path.is_file():
+        raise InputError(
+            f"There is no list of pairs {path}: a CSV file with the columns {columns} was expected."
+        )
+    lines: Iterable[tuple[str, Mapping[str, Any]]]
+    if path.suffix.lower() == ".json":
+        found = read_json(path, "a JSON list of pairs")
+        found = found.get("pairs") if isinstance(found, dict) else found
+        if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+            raise InputError(
+                f"{path} contains no list of pairs: a list of objects such as {{'moving':"
+                f" 'a.nii.gz', 'fixed': 'b.nii.gz'}} was expected, with the keys {columns}."
+            )
+        lines = [(f"pair {number}", row) for number, row in enumerate(found, start=1)]
+    else:
+        what = f"a list of pairs whose first line names its columns {columns}"
+        table = read_csv(path, what, required=COLUMNS[:2])[1]
+        lines = [(f"line {line}", row) for line, row in table]
+    rows = []
+    for place, row in lines:
+        where = f"{path}, {place}"
+        files = {column: _file(path.parent, where, column, row.get(column)) for column in COLUMNS}
+        moving, fixed, *others = files.values()
+        if moving is None or fixed is None:
+            empty = "moving" if moving is None else "fixed"
+            raise InputError(f"{where}: '{empty}' is empty; a file name was expected.")
+        rows.append(Row(where, PairFiles(moving, fixed, *others), row.get("part")))
+    if not rows:
+        raise InputError(f"{path} lists no pair; at least one pair of file names was expected.")
+    return rows
+
+
+def _file(folder: Path, where: str, column: str, name: object) -> Path | None:
+    if name is None:
+        return None
+    if not isinstance(name, str):
+        raise InputError(f"{where}: '{column}' is {name!r}; a file name was expected.")
+    if not name.strip():
+        return None
+    try:
+        file = folder / user_path(name.strip())
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    if not is_there(file):
+        raise InputError(f"{where}: there is no file {file}.")
+    return file
+
+
 @names_input
 def read_pair_list(
     path: str | Path, *, nan: float | None = None, channel: int | None = None
 ) -> PairList:
-    """Read a CSV list of pairs.
+    """Read a CSV or JSON list of pairs.
 
     Parameters
     ----------
     path : str or Path
-        Columns moving, fixed and optionally moving_labels, fixed_labels and landmarks (see
-        `read_landmarks`); others are ignored.  File names are relative to the folder of the list.
+        A CSV file with the columns moving, fixed and optionally moving_labels, fixed_labels and
+        landmarks (see `read_landmarks`); or a JSON list of objects with the same keys.  Others are
+        ignored.  File names are relative to the folder of the list.
     nan, channel : optional
         As for `read_pair`.
 
     Raises
     ------
     InputError
-        If the list or a file in it is missing, a column is missing, or no pair is listed.
+        If the list or a file in it is missing, a line is invalid, or no pair is listed.
     """
-    path = user_path(path)
-    if not path.is_file():
-        raise InputError(
-            f"There is no list of pairs {path}: a CSV file with the columns {', '.join(COLUMNS)}"
-            " was expected."
-        )
-    what = (
-        f"a list of pairs whose first line names its columns ({','.join(COLUMNS)}; the last three"
-        " may be left out)"
-    )
-    files = tuple(
-        _entry(path, *row) for row in read_csv(path, what, required=("moving", "fixed"))[1]
-    )
-    if not files:
-        raise InputError(
-            f"{path} lists no pair; at least one line below the column names was expected."
-        )
-    return PairList(files, nan, channel)
-
-
-def _entry(path: Path, line: int, row: dict[str, str]) -> PairFiles:
-    paths: dict[str, Path] = {}
-    for column in COLUMNS:
-        name = (row.get(column) or "").strip()
-        if not name:
-            if column in ("moving", "fixed"):
-                raise InputError(
-                    f"{path}, line {line}: the column '{column}' is empty; a file name was"
-                    " expected."
-                )
-            continue
-        try:
-            paths[column] = path.parent / user_path(name)
-        except InputError as error:
-            raise InputError(f"{path}, line {line}: {error}") from error
-        if not is_there(paths[column]):
-            raise InputError(f"{path}, line {line}: there is no file {paths[column]}.")
-    return PairFiles(**paths)
+    return PairList(tuple(row.files for row in read_rows(user_path(path))), nan, channel)
 
 
 def read_folder(
@@ -217,6 +240,7 @@ def choose_pairs(files: Sequence[PairFiles], count: int, seed: int = 1) -> tuple
 
 
 _PARTS = {
+    "": "",
     "train": "train",
     "training": "train",
     "validation": "validation",
@@ -226,138 +250,55 @@ _PARTS = {
 _LEAST_GROUPS = 3  # groups of scans joined by pairs, needed for a split
 
 
-def read_listed(path: Path, options: DatasetOptions) -> Dataset:
+def read_listed(path: Path, options: DatasetChoice) -> Dataset:
     """Read the scans and pairs of a list.
 
     Ours: if there are fewer pairs than scans and no other information on subjects, scans joined by
     a pair count as one subject, so that a split does not separate pairs.
-
-    Parameters
-    ----------
-    path : Path
-        A CSV file with the columns moving, fixed and optionally moving_labels, fixed_labels,
-        landmarks and part (train, validation, test); or a JSON list of objects with the same keys.
-        File names are relative to the folder of the list.
-    options : DatasetOptions
-
-    Raises
-    ------
-    InputError
-        If the list or a file in it is missing, a line is invalid, or nothing is listed.
     """
+    rows = read_rows(path)
     labels: dict[Path, Path] = {}
-    landmarks: dict[tuple[Path, Path], Path] = {}
-    sides: dict[Path, str] = {}
-    pairs: list[tuple[Path, Path]] = []
-    for where, row in _rows(path):
-        files = {column: _file(path, where, column, row.get(column)) for column in COLUMNS}
-        moving, fixed = files["moving"], files["fixed"]
-        if moving is None or fixed is None:
-            empty = "moving" if moving is None else "fixed"
-            raise InputError(f"{path}, {where}: '{empty}' is empty; a file name was expected.")
-        if moving == fixed:
+    parts: dict[Path, str] = {}
+    for where, files, word in rows:
+        if files.moving == files.fixed:
             raise InputError(
-                f"{path}, {where}: moving and fixed are the same file {moving}; two files were"
+                f"{where}: moving and fixed are the same file {files.moving}; two files were"
                 " expected."
             )
-        part = _part(path, where, row.get("part"))
-        for image, own in ((moving, files["moving_labels"]), (fixed, files["fixed_labels"])):
+        part = _PARTS.get("" if word is None else str(word).strip().lower())
+        if part is None:
+            raise InputError(f"{where}: the part is train, validation or test; got '{word}'.")
+        for image, own in (
+            (files.moving, files.moving_labels),
+            (files.fixed, files.fixed_labels),
+        ):
             if own is not None and labels.setdefault(image, own) != own:
                 raise InputError(
-                    f"{path}, {where}: {image} has the labels {own} here, but {labels[image]}"
-                    " above."
+                    f"{where}: {image} has the labels {own} here, but {labels[image]} above."
                 )
-            if part and sides.setdefault(image, part) != part:
+            if part and parts.setdefault(image, part) != part:
                 raise InputError(
-                    f"{path}, {where}: {image} is in the part {part} here, but in {sides[image]}"
-                    " above."
+                    f"{where}: {image} is in the part {part} here, but in {parts[image]} above."
                 )
-        pairs.append((moving, fixed))
-        if files["landmarks"] is not None:
-            landmarks[moving, fixed] = files["landmarks"]
-    if not pairs:
-        raise InputError(f"{path} lists no pair; at least one pair of file names was expected.")
-    scans = make_scans(
-        path.parent, [image for pair in pairs for image in pair], labels, options.subject_pattern
-    )
+    images = [image for row in rows for image in (row.files.moving, row.files.fixed)]
+    scans = make_scans(path.parent, images, labels, options.subject)
     names = {scan.image: scan.name for scan in scans}
-    named = tuple(dict.fromkeys((names[moving], names[fixed]) for moving, fixed in pairs))
-    return Dataset(
+    pairs: dict[tuple[str, str], Path | None] = {}
+    for _, files, _ in rows:
+        pair = names[files.moving], names[files.fixed]
+        pairs[pair] = files.landmarks or pairs.get(pair)
+    by_part = {
+        part: tuple(sorted(names[image] for image, own in parts.items() if own == part))
+        for part in PARTS
+    }
+    return options.dataset(
         "list",
         path,
-        _join_subjects(scans, named),
-        pairs=named,
-        parts=_parts(sides, names),
-        window=options.window,
-        landmarks={
-            (names[moving], names[fixed]): file for (moving, fixed), file in landmarks.items()
-        },
-        nan=options.nan,
-        channel=options.channel,
+        _join_subjects(scans, tuple(pairs)),
+        pairs=tuple(pairs),
+        parts=by_part if parts else None,
+        landmarks={pair: file for pair, file in pairs.items() if file is not None},
     )
-
-
-def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Position of each pair in the file, for messages, and its entries."""
-    if path.suffix.lower() == ".json":
-        yield from _json_rows(path)
-        return
-    what = (
-        f"a list of pairs whose first line names its columns ({','.join(COLUMNS)},part; only the"
-        " first two are required)"
-    )
-    for line, row in read_csv(path, what, required=("moving", "fixed"))[1]:
-        yield f"line {line}", row
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    rows = read_json(path, "a JSON list of pairs")
-    if isinstance(rows, dict):
-        rows = rows.get("pairs")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError(
-            f"{path} contains no list of pairs: a list of objects such as {{'moving': 'a.nii.gz',"
-            f" 'fixed': 'b.nii.gz'}} was expected, with the keys {', '.join(COLUMNS)}, part; only"
-            " the first two are required."
-        )
-    for number, row in enumerate(rows, start=1):
-        yield f"pair {number}", row
-
-
-def _file(path: Path, where: str, column: str, name: object) -> Path | None:
-    if name is None or name == "":
-        return None
-    if not isinstance(name, str):
-        raise InputError(f"{path}, {where}: '{column}' is {name!r}; a file name was expected.")
-    if not name.strip():
-        return None
-    try:
-        file = path.parent / user_path(name.strip())
-    except InputError as error:
-        raise InputError(f"{path}, {where}: {error}") from error
-    if not is_there(file):
-        raise InputError(f"{path}, {where}: there is no file {file}.")
-    return file
-
-
-def _part(path: Path, where: str, word: object) -> str | None:
-    if word is None or not str(word).strip():
-        return None
-    name = _PARTS.get(str(word).strip().lower())
-    if name is None:
-        raise InputError(f"{path}, {where}: the part is train, validation or test; got '{word}'.")
-    return name
-
-
-def _parts(
-    sides: Mapping[Path, str], names: Mapping[Path, str]
-) -> dict[str, tuple[str, ...]] | None:
-    if not sides:
-        return None
-    return {
-        part: tuple(sorted(names[image] for image, side in sides.items() if side == part))
-        for part in ("train", "validation", "test")
-    }
 
 
 def _join_subjects(scans: tuple[Scan, ...], pairs: tuple[tuple[str, str], ...]) -> tuple[Scan, ...]:

@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
 from typing import overload
 
-from napari_shmoareg.datasets.alignment import Matrix
-from napari_shmoareg.datasets.cache import PreparedScans
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.geometry import VolumePair
-from napari_shmoareg.registration.conform import Conformed, conform
+from napari_shmoareg.registration.conform import Conformed
 
 Names = tuple[str, str]  # moving, fixed
+MAX_CACHED_BYTES = 2**29  # pairs are kept in memory only if all of them together take less
 
 
 class NamedPairs(Sequence[Conformed]):
-    """Pairs read on access, with fixed number and order, even if files are missing.
+    """Pairs on their network grids, made on access, with fixed number and order.
+
+    A few pairs, such as the validation pairs, are kept in memory; many are made on each access.
 
     Ours: a step chooses its pair by index, so a resumed run needs the original indices.  A missing
     pair raises at its step, like a file that is damaged during the run.
 
     Parameters
     ----------
-    pairs : sequence of Conformed
-    indices : mapping of (moving, fixed) to int
-        Index of each pair in `pairs`.
     names : sequence of (moving, fixed)
-        Names of the pairs; some may be missing in `indices`.
+    make : callable
+        Makes a pair from its names.
+    usable : collection of (moving, fixed), optional
+        Names of the pairs that can be made; by default all.
+
+    Attributes
+    ----------
+    names : tuple of (moving, fixed)
+        Of each pair.
     """
 
     def __init__(
-        self, pairs: Sequence[Conformed], indices: dict[Names, int], names: Sequence[Names]
+        self,
+        names: Sequence[Names],
+        make: Callable[[str, str], Conformed],
+        usable: Collection[Names] | None = None,
     ) -> None:
-        self._pairs, self._indices, self.names = pairs, indices, tuple(names)
+        self.names = tuple(names)
+        self._make = make
+        self._usable = frozenset(self.names if usable is None else usable)
+        self._cached: dict[Names, Conformed] = {}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -50,30 +60,45 @@ class NamedPairs(Sequence[Conformed]):
         Raises
         ------
         InputError
-            If a scan of the pair cannot be read.
+            If a scan of the pair can no longer be read, and was not prepared.
         """
         if isinstance(index, slice):
-            return NamedPairs(self._pairs, self._indices, self.names[index])
-        if self.names[index] not in self._indices:
+            return self.renamed(self.names[index])
+        names = self.names[index]
+        if names not in self._usable:
             raise InputError(
                 f"The pair {self.pair_name(index)} could be used when the run began, but not any"
                 " more. See checkup.csv for the reason."
             )
-        return self._pairs[self._indices[self.names[index]]]
+        if names in self._cached:
+            return self._cached[names]
+        pair = self._make(*names)
+        arrays = (pair.moving, pair.fixed, pair.moving_labels, pair.fixed_labels)
+        if len(self) * sum(a.nbytes for a in arrays if a is not None) <= MAX_CACHED_BYTES:
+            self._cached[names] = pair
+        return pair
 
     @property
     def present(self) -> int:
         """Number of pairs that are usable now, according to the quality check."""
-        return sum(name in self._indices for name in self.names)
+        return sum(names in self._usable for names in self.names)
 
     @property
     def pair_names(self) -> list[str]:
         """The scans of all pairs, as text."""
         return [self.pair_name(index) for index in range(len(self))]
 
+    def renamed(self, names: Sequence[Names]) -> NamedPairs:
+        """The pairs of some names, of which those that are not usable here stay missing."""
+        return NamedPairs(names, self._make, self._usable)
+
     def select(self, indices: Sequence[int]) -> NamedPairs:
         """The pairs at some indices."""
-        return NamedPairs(self._pairs, self._indices, [self.names[n] for n in indices])
+        return self.renamed([self.names[n] for n in indices])
+
+    def names_of(self, index: int) -> Names:
+        """The two scans of a pair."""
+        return self.names[index]
 
     def pair_name(self, index: int) -> str:
         """The two scans of a pair, as text."""
@@ -109,92 +134,3 @@ def _uses(pair: Names, used: dict[tuple[str, int], int]) -> tuple[int, int, int]
     """Uses of the two scans so far: of the more frequent one, of both, and in these roles."""
     each = [used.get((name, 0), 0) + used.get((name, 1), 0) for name in pair]
     return max(each), sum(each), sum(used.get((name, side), 0) for side, name in enumerate(pair))
-
-
-MAX_CACHED_BYTES = 2**29  # pairs are kept in memory only if all of them together take less
-
-
-class TrainingPairs(Sequence[Conformed]):
-    """A lazy sequence of pairs on their network grids, without the original scans.
-
-    A few pairs, such as the validation pairs, are kept in memory; many are made on each access.
-
-    Parameters
-    ----------
-    scans : PreparedScans
-    names : sequence of (moving, fixed)
-    affine_of : callable
-        (moving, fixed) names to the (4, 4) matrix from fixed world to moving world.
-    size : int or "native"
-        As for `conform`.
-    labels : bool
-        Include the label maps.
-
-    Attributes
-    ----------
-    names : list of (moving, fixed)
-        Of each pair.
-    """
-
-    def __init__(
-        self,
-        scans: PreparedScans,
-        names: Sequence[tuple[str, str]],
-        affine_of: Callable[[str, str], Matrix],
-        *,
-        size: int | str,
-        labels: bool,
-    ) -> None:
-        self.names = list(names)
-        self._scans = scans
-        self._affine_of = affine_of
-        self._size = size
-        self._labels = labels
-        self._cached: dict[int, Conformed] = {}
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    @overload
-    def __getitem__(self, index: int) -> Conformed: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> TrainingPairs: ...
-
-    def __getitem__(self, index: int | slice) -> Conformed | TrainingPairs:
-        """One pair, or a part of the list.
-
-        Raises
-        ------
-        InputError
-            If a scan can no longer be read and is not in the cache.
-        """
-        if isinstance(index, slice):
-            names = self.names[index]
-            return TrainingPairs(
-                self._scans, names, self._affine_of, size=self._size, labels=self._labels
-            )
-        if index in self._cached:
-            return self._cached[index]
-        moving_name, fixed_name = self.names[index]
-        moving, fixed = (
-            self._scans.get(moving_name, self._size),
-            self._scans.get(fixed_name, self._size),
-        )
-        pair = VolumePair(moving.image, fixed.image, moving.labels, fixed.labels)
-        affine = self._affine_of(moving_name, fixed_name)
-        conformed = replace(
-            conform(pair, size=self._size, affine=affine, labels=self._labels), pair=None
-        )
-        arrays = (
-            conformed.moving,
-            conformed.fixed,
-            conformed.moving_labels,
-            conformed.fixed_labels,
-        )
-        if (
-            len(self) * sum(array.nbytes for array in arrays if array is not None)
-            <= MAX_CACHED_BYTES
-        ):
-            self._cached[index] = conformed
-        return conformed

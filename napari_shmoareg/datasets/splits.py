@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from napari_shmoareg.datasets.dataset import Dataset
+from napari_shmoareg.datasets.dataset import PARTS, Dataset
 from napari_shmoareg.datasets.pairs import Names
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.files import atomic_write
 from napari_shmoareg.io.untrusted import read_object
 
-PARTS = ("train", "validation", "test")
 SHARES = "70%/15%/15%"  # Ours: the default
 _FORM = "three counts of subjects such as 60/10/10, three shares such as 70%/15%/15%, or auto"
 
@@ -44,13 +43,7 @@ class Split:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Split:
-        """Rebuild from `to_dict`.
-
-        Raises
-        ------
-        InputError
-            If the values are anything else.
-        """
+        """Rebuild from `to_dict`; refuse anything else."""
         parts = [values.get(part) for part in PARTS] if isinstance(values, Mapping) else [None]
         named = all(
             isinstance(p, list | tuple) and all(isinstance(name, str) for name in p) for p in parts
@@ -88,11 +81,7 @@ def split_dataset(dataset: Dataset, split: str = "auto", seed: int = 0) -> Split
     split = split.strip()
     if split == "auto" and dataset.parts is not None:
         return _own_parts(dataset, seed)
-    words = (SHARES if split == "auto" else split).split("/")
-    subjects = dataset.subjects
-    numbers = (
-        _shares(dataset, words, split) if words[0].strip().endswith("%") else _counts(words, split)
-    )
+    subjects, numbers = dataset.subjects, _numbers(dataset, split)
     total = sum(numbers)
     if total > len(subjects):
         raise InputError(
@@ -110,19 +99,17 @@ def split_dataset(dataset: Dataset, split: str = "auto", seed: int = 0) -> Split
     return _check_pairs(dataset, Split(drawn[0], drawn[1], drawn[2], seed), split)
 
 
-def _counts(words: list[str], split: str) -> tuple[int, int, int]:
-    if len(words) != 3 or not all(re.fullmatch(r"\s*\d+\s*", word) for word in words):
+def _numbers(dataset: Dataset, split: str) -> tuple[int, int, int]:
+    """Numbers of subjects in the parts."""
+    text = re.sub(r"\s*([/%])\s*", r"\1", SHARES if split == "auto" else split)
+    if re.fullmatch(r"\d+/\d+/\d+", text):
+        numbers = [int(word) for word in text.split("/")]
+        if numbers[0] < 1:
+            raise InputError(f"Train needs at least one subject; got the split '{split}'.")
+        return numbers[0], numbers[1], numbers[2]
+    if not re.fullmatch(r"{0}/{0}/{0}".format(r"\d+(\.\d+)?%"), text):
         raise InputError(f"A split is {_FORM}; got '{split}'.")
-    train, validation, test = (int(word) for word in words)
-    if train < 1:
-        raise InputError(f"Train needs at least one subject; got the split '{split}'.")
-    return train, validation, test
-
-
-def _shares(dataset: Dataset, words: list[str], split: str) -> tuple[int, int, int]:
-    if len(words) != 3 or not all(re.fullmatch(r"\s*\d+(\.\d+)?\s*%\s*", word) for word in words):
-        raise InputError(f"A split is {_FORM}; got '{split}'.")
-    train, validation, test = (float(word.strip().rstrip("% ")) / 100 for word in words)
+    train, validation, test = (float(word.rstrip("%")) / 100 for word in text.split("/"))
     if train <= 0 or train + validation + test > 1 + 1e-9:
         raise InputError(
             f"The shares of a split add up to at most 100 %, with train above 0; got '{split}'."
@@ -199,11 +186,8 @@ def _check_pairs(dataset: Dataset, drawn: Split, split: str) -> Split:
     return drawn
 
 
-FileRecord = tuple[
-    int, str, str | None
-]  # size of the image; SHA-256 of the image and of its labels
-
-__all__ = ["PARTS", "Division", "FileRecord", "read_division", "write_division"]
+# size of the image; SHA-256 of the image and of its labels
+FileRecord = tuple[int, str, str | None]
 
 
 @dataclass(frozen=True)
@@ -235,35 +219,15 @@ class Division:
 
 
 def write_division(path: Path, division: Division) -> None:
-    """Write split.json.
-
-    Raises
-    ------
-    InputError
-        If it cannot be written.
-    """
-    more: dict[str, object] = {
-        "left_out": dict(division.left_out),
-        "left_out_pairs": [list(p) for p in division.left_out_pairs],
-    }
-    more |= {
-        "reference": division.reference,
-        "files": {name: list(record) for name, record in division.files.items()},
-    }
+    """Write split.json."""
+    values = asdict(division)
+    text = json.dumps(values.pop("split") | values, indent=2)
     with atomic_write(path) as temporary:
-        temporary.write_text(
-            json.dumps(division.split.to_dict() | more, indent=2) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(f"{text}\n", encoding="utf-8")
 
 
 def read_division(path: Path) -> Division:
-    """Read split.json.
-
-    Raises
-    ------
-    InputError
-        If it is damaged.
-    """
+    """Read split.json; refuse a damaged one."""
     try:
         found = read_object(path, "the split into training and validation scans")
         left_out = {str(name): str(why) for name, why in found.get("left_out", {}).items()}

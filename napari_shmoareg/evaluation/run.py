@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from napari_shmoareg.datasets import PairFiles, Split, choose_pairs, split_dataset
-from napari_shmoareg.datasets.dataset import DatasetChoice
+from napari_shmoareg.datasets.dataset import PARTS, DatasetChoice
 from napari_shmoareg.datasets.splits import read_division
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.evaluation.baselines import evaluated_method
@@ -166,7 +166,6 @@ class EvaluationFolder(WorkFolder):
         return {(entry.name, entry.stat().st_mtime_ns) for entry in self.rows.glob("[!.]*.json")}
 
 
-PARTS = ("train", "validation", "test")
 ALL = "all"
 SETTINGS: dict[str, Any] = {
     **RegistrationSettings().to_dict(),
@@ -227,6 +226,11 @@ def part_from_run(run: str | Path, part: str = "test") -> RunChoice:
     """
     folder = RunFolder(run)
     plan = read_plan(folder.run_json)
+    if not isinstance(plan.dataset, DatasetChoice):
+        raise InputError(
+            f"The run in {folder.path} was trained on synthetic pairs, so it has no scans. Give a"
+            f" data set, and the weights {folder.weights}."
+        )
     if not folder.split.is_file():
         raise InputError(
             f"{folder.path} has no split yet (there is no {folder.split.name}). Start the run"

@@ -113,9 +113,8 @@ def conclusions(
         phrases = {}
         found.append(Conclusion(str(error), "What if"))
     if not phrases and not found:
-        known = (
-            "was not measured" if card is not None else "is unknown: the weights are not at hand"
-        )
+        unknown = "is unknown: the weights are not at hand"
+        known = unknown if card is None else "was not measured"
         found.append(Conclusion(f"Whether the choices matter {known}", "What if"))
     names = {
         "decoder": "Choice of kernels (decoder)",

@@ -133,6 +133,11 @@ def overlap(warped_labels: Tensor, fixed_labels: Tensor) -> Tensor:
     return 1 - (dice * present).sum() / present.sum().clamp_min(1)
 
 
+def are_fractions(*labels: Tensor) -> bool:
+    """Whether labels (1, L, ...) are fractions of voxels rather than label maps (1, 1, ...)."""
+    return labels[0].shape[1] > 1 or any(bool((each != each.round()).any()) for each in labels)
+
+
 def error_signals(similarity: Tensor, layers: Sequence[RoutedLayer]) -> list[Tensor]:
     """Compute the scaled gradient of the similarity at each residual, (B, 1, D, H, W).
 

@@ -1,4 +1,4 @@
-"""Resumable training state: network, optimiser, step, history, random numbers."""
+"""Resumable training state: network, running mean, optimiser, step, history, random numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def save_training_state(
     step: int,
     history: Sequence[Mapping[str, Any]] = (),
     *,
-    generators: Mapping[str, torch.Generator] | None = None,
+    mean: SHMoAReg | None = None,
 ) -> Path:
     """Write the training state to ``folder/training.safetensors``.
 
@@ -47,8 +47,8 @@ def save_training_state(
         Steps done so far.
     history : sequence of mappings
         JSON-serialisable; one row per logged step.
-    generators : mapping of torch.Generator, optional
-        Additional generators, besides torch's own on the CPU and on CUDA devices.
+    mean : SHMoAReg, optional
+        The running mean of the network's weights.
 
     Returns
     -------
@@ -68,6 +68,8 @@ def save_training_state(
             f"Cannot create the folder {folder}: {error.strerror}. Give another path."
         ) from error
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+    if mean is not None:
+        tensors |= {f"mean.{name}": value for name, value in mean.state_dict().items()}
     state = optimiser.state_dict()
     plain: dict[str, dict[str, Any]] = {}
     for index, values in state["state"].items():
@@ -79,9 +81,6 @@ def save_training_state(
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         tensors |= {f"random.cuda.{n}": s for n, s in enumerate(torch.cuda.get_rng_state_all())}
-    tensors |= {
-        f"generator.{name}": generator.get_state() for name, generator in (generators or {}).items()
-    }
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     metadata = {
         "format": FORMAT,
@@ -102,7 +101,7 @@ def load_training_state(
     network: SHMoAReg,
     optimiser: torch.optim.Optimizer,
     *,
-    generators: Mapping[str, torch.Generator] | None = None,
+    mean: SHMoAReg | None = None,
 ) -> tuple[int, list[dict[str, Any]]]:
     """Restore a training state into a network, an optimiser and the random number generators.
 
@@ -113,8 +112,8 @@ def load_training_state(
         With the same config.
     optimiser : torch.optim.Optimizer
         Of the same class, over the same parameters.
-    generators : mapping of torch.Generator, optional
-        The generators passed when the state was saved.
+    mean : SHMoAReg, optional
+        With the same config; the saved running mean is loaded into it.
 
     Returns
     -------
@@ -135,18 +134,15 @@ def load_training_state(
     for name, value in tensors.items():
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = value
-    missing = set(generators or {}) - set(parts.get("generator", {}))
-    if missing:
-        raise InputError(
-            f"The training state in {path} has no generator {', '.join(sorted(missing))}."
-        )
     load_weights(network, parts.get("network", {}), path)
+    if mean is not None:
+        load_weights(mean, parts.get("mean", {}), path)
     try:
         step, history = int(metadata["step"]), _parsed(metadata, "history", path, list)
         if not 0 <= step < MAX_STEPS or not all(isinstance(row, dict) for row in history):
             raise ValueError(f"step {metadata['step']:.40}, {len(history)} history rows")
         optimiser.load_state_dict(_optimiser_state(metadata, parts.get("opt", {}), optimiser, path))
-        _set_random(parts.get("random", {}), parts.get("generator", {}), generators or {})
+        _set_random(parts.get("random", {}))
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
@@ -239,18 +235,12 @@ def _parsed(metadata: Mapping[str, str], key: str, path: Path, kind: type) -> An
     return found
 
 
-def _set_random(
-    random: Mapping[str, Tensor],
-    saved: Mapping[str, Tensor],
-    generators: Mapping[str, torch.Generator],
-) -> None:
+def _set_random(random: Mapping[str, Tensor]) -> None:
     torch.set_rng_state(random["cpu"])
     if torch.cuda.is_available():
         for n in range(torch.cuda.device_count()):
             if f"cuda.{n}" in random:
                 torch.cuda.set_rng_state(random[f"cuda.{n}"], n)
-    for name, generator in generators.items():
-        generator.set_state(saved[name])
 
 
 def _tuples(group: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from napari_shmoareg.datasets.dataset import DatasetChoice
-from napari_shmoareg.datasets.splits import PARTS, Division, FileRecord
+from napari_shmoareg.datasets.dataset import PARTS, DatasetChoice
+from napari_shmoareg.datasets.splits import Division, FileRecord
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io import load_network, read_card
 from napari_shmoareg.io.files import atomic_write
@@ -20,6 +20,7 @@ from napari_shmoareg.io.model_card import NO_NETWORK, checksum_of
 from napari_shmoareg.io.untrusted import check_fields, names_input, read_json, user_path
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 from napari_shmoareg.training.expert_training import check_start, expert_config
+from napari_shmoareg.training.recipes import RUN, Recipe, SyntheticChoice, recipe_of
 from napari_shmoareg.training.run_folder import RunFolder
 from napari_shmoareg.training.settings import ITERATIONS, FineTuning, RunSettings, upgraded
 
@@ -145,7 +146,7 @@ class Plan:
 
     Attributes
     ----------
-    dataset : DatasetChoice
+    dataset : DatasetChoice or SyntheticChoice
     weights : dict
         What it started from: "name", "sha256", "card". For random weights: "none", no checksum, an
         empty card, and "preset" and "changes" of the network.
@@ -158,12 +159,29 @@ class Plan:
         Versions of the software that started it.
     """
 
-    dataset: DatasetChoice
+    dataset: DatasetChoice | SyntheticChoice
     weights: Mapping[str, Any]
     config: Mapping[str, Any]
     settings: FineTuning
     run: RunSettings
     versions: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether the run trains on synthetic pairs."""
+        return isinstance(self.dataset, SyntheticChoice)
+
+    @property
+    def synthetic(self) -> SyntheticChoice:
+        """The data set of a run on synthetic pairs."""
+        assert isinstance(self.dataset, SyntheticChoice)
+        recipe = replace(self.dataset.recipe, settings=self.settings)
+        return replace(self.dataset, recipe=recipe)
+
+    @property
+    def averaging(self) -> float:
+        """Decay of the running mean of the weights, which is the result; 0 without."""
+        return self.synthetic.recipe.averaging if self.is_synthetic else 0.0
 
     @property
     def network_config(self) -> SHMoARegConfig:
@@ -216,10 +234,11 @@ class Plan:
         """
         pairs = ((self.settings, settings), (self.run, run), (self.dataset, dataset))
         differ = [
-            f"{name} ({getattr(own, name)!r}, not {value!r})"
+            f"{name} ({getattr(own, name, None)!r}, not {value!r})"
             for own, given in pairs
             for name, value in given.items()
-            if name not in FREE | {"steps", "path"} and not _same(name, getattr(own, name), value)
+            if name not in FREE | {"steps", *(["path"] if self.dataset.path else [])}
+            and not _same(name, getattr(own, name, None), value)
         ]
         if differ:
             raise InputError(
@@ -311,6 +330,71 @@ def make_plan(
     return Plan(dataset, start, config.to_dict(), chosen, running, versions())
 
 
+def make_synthetic_plan(recipe: Recipe, maps: str, weights: str | None, minutes: float) -> Plan:
+    """Make the plan of a run on synthetic pairs; `check_start_weights` completes it if it is new.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    maps : str
+        Folder of label maps; empty without.
+    weights : str or None
+        As for `make_plan`; None for random weights.
+    minutes : float
+
+    Raises
+    ------
+    InputError
+        If the network config or a setting is invalid.
+    """
+    start = {"name": weights or NO_NETWORK, "sha256": "", "card": {}}
+    if weights is None:
+        start |= {"preset": recipe.preset, "changes": dict(recipe.config)}
+    else:
+        check_start(recipe.settings)
+    config, run = recipe.network_config().to_dict(), replace(RUN, minutes=minutes)
+    return Plan(SyntheticChoice(maps, recipe), start, config, recipe.settings, run, versions())
+
+
+# config fields on how weights are used or trained, not what they are
+USE_FIELDS = {
+    "size",
+    "passes",
+    "diffeomorphic",
+    "integration_steps",
+    "drop_path",
+    "detach_weights",
+    "routing_only",
+}
+
+
+def check_start_weights(plan: Plan) -> Plan:
+    """Check that the initial weights are of the network of the plan, and add their checksum.
+
+    Raises
+    ------
+    InputError
+        If there are no such weights, or their network has another config.
+    """
+    name = str(plan.weights["name"])
+    if starts_from_scratch(plan.weights):
+        return plan
+    theirs, own = load_network(name).config, plan.network_config
+    theirs = replace(theirs, choice_bias=theirs.choice_bias or own.choice_bias)
+    other = [
+        f"{key} {value} instead of {plan.config[key]}"
+        for key, value in theirs.to_dict().items()
+        if key not in USE_FIELDS and value != plan.config[key]
+    ]
+    if other:
+        raise InputError(
+            f"The weights '{name}' are of a different network than that of the recipe:"
+            f" {', '.join(other)}. Give other weights to --from, or the recipe that they were"
+            " trained with."
+        )
+    return replace(plan, weights={**plan.weights, "sha256": checksum_of(name)})
+
+
 @names_input
 def read_plan(path: Path) -> Plan:
     """Read run.json.
@@ -320,18 +404,31 @@ def read_plan(path: Path) -> Plan:
     InputError
         If there is no such file, it is damaged, or from another version.
     """
-    found = read_run_json(path)
+    return plan_of(read_run_json(path), path)
+
+
+def plan_of(found: Mapping[str, Any], path: Path) -> Plan:
+    """The plan of the content of run.json, which is at `path`.
+
+    Raises
+    ------
+    InputError
+        If it is damaged, or from another version.
+    """
     try:
         path_of, options = found["dataset"]["path"], dict(found["dataset"]["options"])
-        if options.get("window") is not None:
-            options["window"] = tuple(options["window"])
         settings = upgraded(found["settings"])
-        for kind, values in (
-            (DatasetChoice, options),
-            (FineTuning, settings),
-            (RunSettings, found["run"]),
-        ):
+        for kind, values in ((FineTuning, settings), (RunSettings, found["run"])):
             check_fields(kind, values)
+        dataset: DatasetChoice | SyntheticChoice
+        if "recipe" in options:
+            recipe = recipe_of(options["recipe"], FineTuning(**settings))
+            dataset = SyntheticChoice(str(path_of), recipe)
+        else:
+            check_fields(DatasetChoice, options)
+            if options.get("window") is not None:
+                options["window"] = tuple(options["window"])
+            dataset = DatasetChoice(str(path_of), **options)
         if not all(isinstance(found[key], dict) for key in ("config", "versions")):
             raise ValueError("the network or the versions are missing")
         if not all(
@@ -340,7 +437,7 @@ def read_plan(path: Path) -> Plan:
         ):
             raise ValueError("the weights that it started from are missing")
         return Plan(
-            dataset=DatasetChoice(str(path_of), **options),
+            dataset=dataset,
             weights=dict(found["from"]),
             config=dict(found["config"]),
             settings=FineTuning(**settings),
@@ -363,7 +460,7 @@ def read_run_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(
-            f"{path.parent} is not the folder of a fine-tune run (it has no {path.name}). Give"
+            f"{path.parent} is not the folder of a training run (it has no {path.name}). Give"
             " the folder of a run."
         )
     try:

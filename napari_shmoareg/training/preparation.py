@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from napari_shmoareg.datasets.pairs import NamedPairs, Names, spread_evenly, unordered_pairs
-from napari_shmoareg.datasets.splits import PARTS, Division, read_division, write_division
+import torch
+
+from napari_shmoareg.datasets.dataset import PARTS
+from napari_shmoareg.datasets.pairs import NamedPairs, spread_evenly, unordered_pairs
+from napari_shmoareg.datasets.splits import Division, read_division, write_division
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.io.files import write_table
 from napari_shmoareg.training.distributed import TrainingGroup
@@ -19,13 +22,20 @@ from napari_shmoareg.training.plan import (
     files_of,
     reference_of,
 )
+from napari_shmoareg.training.recipes import (
+    split_subjects,
+    torso_validation_pairs,
+    validation_pairs,
+)
 from napari_shmoareg.training.run_folder import RunFolder
+from napari_shmoareg.training.synthesis import Subject, SyntheticPairs
 
 if TYPE_CHECKING:
     from napari_shmoareg.datasets import Checkup, Dataset
 
 
 T = TypeVar("T")
+KIND_MEASURES = ("before", "after", "folding")
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,8 @@ class TrainingData:
 
     Attributes
     ----------
-    train, validation : NamedPairs
+    train : NamedPairs or SyntheticPairs
+    validation : NamedPairs
     scans : dict of str to int
         Number of scans in each part of the split.
     pairs : dict of str to int
@@ -43,14 +54,22 @@ class TrainingData:
         Network grids of one pair, in training and in registration.
     problems : tuple of str
         Warnings of the check-up.
+    kinds : tuple of str
+        Of synthetic pairs: the kind of each validation pair, "maps" or "torso".
     """
 
-    train: NamedPairs
+    train: NamedPairs | SyntheticPairs
     validation: NamedPairs
     scans: dict[str, int]
     pairs: dict[str, int]
     grids: tuple[tuple[int, ...], tuple[int, ...]]
     problems: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+
+    @property
+    def kind_measures(self) -> list[str]:
+        """Names of the measures of each kind."""
+        return [f"{kind}_{name}" for kind in dict.fromkeys(self.kinds) for name in KIND_MEASURES]
 
 
 def prepare_data(
@@ -67,7 +86,8 @@ def prepare_data(
     plan : Plan
     dataset : Dataset
     folder : RunFolder
-        The main process writes checkup.csv there, and split.json if it is missing.
+        The main process writes checkup.csv there, and split.json if it is missing; all keep
+        prepared scans there.
     group : TrainingGroup
     stop : callable
         Called after each scan; whether to stop.
@@ -87,7 +107,7 @@ def prepare_data(
     InputError
         If no training pair is left, or a resumed run has other scans.
     """
-    from napari_shmoareg.datasets import Checkup, VolumeCache, split_dataset
+    from napari_shmoareg.datasets import Checkup, split_dataset
 
     check_split_exists(folder)
     before = read_division(folder.split) if folder.split.is_file() else None
@@ -103,7 +123,7 @@ def prepare_data(
         size=settings.size,
         affine=plan.run.affine,
         labels=settings.overlap_weight > 0,
-        cache=VolumeCache(),
+        prepared=folder.prepared,
         training=split.train,
     )
     done = 0
@@ -114,7 +134,7 @@ def prepare_data(
     if group.any(stop()):
         return None
     if not group.is_main:
-        for _ in checkup.run():  # the results of the main process are in the cache
+        for _ in checkup.run():  # the results of the main process are in the folder
             continue
     if group.is_main:
         write_table(checkup.rows(), folder.checkup)
@@ -134,6 +154,32 @@ def prepare_data(
     return data
 
 
+def synthetic_data(
+    plan: Plan, subjects: Sequence[Subject], device: torch.device
+) -> Generator[Event, None, TrainingData]:
+    """Make the pairs of a run on synthetic pairs, yielding events "phase"; those for training are
+    generated on the device.
+    """
+    yield phase("preparing", 0.0, "making pairs")
+    recipe, size = plan.synthetic.recipe, plan.network_config.size
+    drawing, count = recipe.drawing, plan.run.validation_pairs
+    made = {"maps": validation_pairs(subjects, drawing, size=size, count=count) if subjects else []}
+    made["torso"] = torso_validation_pairs(drawing, size=size, count=count) if drawing.torso else []
+    kinds = [(kind, number) for kind, pairs in made.items() for number in range(len(pairs))]
+    names = [(f"{kind}-{number}-moving", f"{kind}-{number}-fixed") for kind, number in kinds]
+    drawn = dict(zip(names, [*made["maps"], *made["torso"]], strict=True))
+    train = recipe.pairs(subjects, device)
+    learners, held_out = split_subjects(subjects)
+    return TrainingData(
+        train=train,
+        validation=NamedPairs(names, lambda moving, fixed: drawn[moving, fixed]),
+        scans={"train": len(learners), "validation": len(held_out), "test": 0},
+        pairs={"train": len(train), "validation": len(drawn), "test": 0},
+        grids=(tuple(train[0].grid.shape), (size,) * 3),
+        kinds=tuple(kind for kind, _ in kinds),
+    )
+
+
 def _training_data(
     plan: Plan, dataset: Dataset, checkup: Checkup, division: Division, is_new: bool
 ) -> tuple[TrainingData, Division]:
@@ -148,10 +194,9 @@ def _training_data(
     def make_pairs(part: str, size: int, labels: bool) -> NamedPairs:
         present = [name for name in parts[part] if name in dataset.names]
         found = checkup.pairs(present, size=size, labels=labels, both_orders=part != "train")
-        places: dict[Names, int] = {pair: n for n, pair in enumerate(found.names)}
         if is_new:
-            excluded.update(pair for pair in names[part] if pair not in places)
-        return NamedPairs(found, places, [pair for pair in names[part] if pair not in excluded])
+            excluded.update(set(names[part]) - set(found.names))
+        return found.renamed([pair for pair in names[part] if pair not in excluded])
 
     train = make_pairs("train", settings.size, settings.overlap_weight > 0)
     validation = make_pairs("validation", config.size, True)

@@ -1,4 +1,4 @@
-"""Recipes for training on synthetic pairs, and their validation.
+"""Recipes for training on synthetic pairs, as a data set of a run.
 
 Coarse grids come first: steps are cheap there and teach most of what concerns large displacements.
 The network is fully convolutional, so the weights carry over to finer grids.
@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from dataclasses import field as field_of
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
-import numpy as np
 import torch
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.geometry import field
+from napari_shmoareg.io.untrusted import check_fields
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
-from napari_shmoareg.registration import losses
-from napari_shmoareg.registration.cascade import cascade
 from napari_shmoareg.registration.conform import Conformed
 from napari_shmoareg.training.expert_training import expert_config
-from napari_shmoareg.training.settings import FineTuning
-from napari_shmoareg.training.synthesis import Subject, SyntheticPairs
+from napari_shmoareg.training.settings import FineTuning, RunSettings
+from napari_shmoareg.training.synthesis import Subject, SyntheticPairs, read_subjects
 from napari_shmoareg.training.synthesis_settings import SynthesisSettings
 
 VALIDATION_SIZE = 80  # maximum number of voxels along the longest axis
@@ -64,7 +60,7 @@ class Recipe:
     settings: FineTuning
     drawing: SynthesisSettings
     averaging: float = 0.99
-    config: Mapping[str, Any] = field_of(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     def network_config(self) -> SHMoARegConfig:
         """The config of the network to train.
@@ -96,6 +92,74 @@ class Recipe:
         )
 
 
+@dataclass(frozen=True)
+class SyntheticChoice:
+    """The data set of a run on synthetic pairs, as `DatasetChoice` is that of a run on scans.
+
+    Attributes
+    ----------
+    path : str
+        Folder of label maps; empty without.
+    recipe : Recipe
+        Its settings are those of the run.
+    """
+
+    path: str
+    recipe: Recipe
+
+    def open(self) -> list[Subject]:
+        """Read the label maps.
+
+        Raises
+        ------
+        InputError
+            If there are none in the folder.
+        """
+        return read_subjects(self.path) if self.path else []
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The recipe, without the settings."""
+        return {"recipe": {k: v for k, v in asdict(self.recipe).items() if k != "settings"}}
+
+    @property
+    def content(self) -> str:
+        """What the pairs show, in words."""
+        kinds = ["label maps"] * bool(self.path)
+        kinds += ["synthetic torsos"] * (self.recipe.drawing.torso > 0)
+        return f"{', '.join(kinds)} and random shapes"
+
+
+def recipe_of(values: Mapping[str, Any], settings: FineTuning) -> Recipe:
+    """The recipe of the options of a `SyntheticChoice`, read from JSON.
+
+    Raises
+    ------
+    ValueError, TypeError, KeyError
+        If they are damaged.
+    """
+    phases, drawing = values["phases"], values["drawing"]
+    for kind, part in ((SynthesisSettings, drawing), *((Phase, phase) for phase in phases)):
+        check_fields(kind, part)
+    drawn = SynthesisSettings(**{name: _with_tuples(value) for name, value in drawing.items()})
+    return Recipe(
+        preset=str(values["preset"]),
+        phases=tuple(Phase(phase["begins"], tuple(phase["size"])) for phase in phases),
+        settings=settings,
+        drawing=drawn,
+        averaging=float(values["averaging"]),
+        config=dict(values.get("config", {})),
+    )
+
+
+def _with_tuples(value: Any) -> Any:
+    """JSON lists as tuples."""
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
+RUN = RunSettings(
+    affine="none", validate_every=400, validation_pairs=6, save_every=100, tensorboard=False
+)
 _LEARNING = FineTuning(
     learning_rate=1e-3,
     final_rate=5e-5,
@@ -219,14 +283,6 @@ class RunningMean:
                 mean.lerp_(new, 1 - decay)
 
 
-class Validation(NamedTuple):
-    """Means over validation pairs: soft Dice before and after, folded voxels in percent."""
-
-    before: float
-    after: float
-    folding: float
-
-
 def validation_pairs(
     subjects: Sequence[Subject], drawing: SynthesisSettings, *, size: int, count: int = 6
 ) -> list[Conformed]:
@@ -275,34 +331,3 @@ def torso_validation_pairs(
     )
     pairs = SyntheticPairs([], plain, seed=99)
     return [pairs[i] for i in range(count)]
-
-
-def validate(network: SHMoAReg, pairs: Sequence[Conformed]) -> Validation:
-    """Register validation pairs as `register` does, in all passes; restores the network's mode."""
-    training, device = network.training, next(network.parameters()).device
-    network.eval()
-    rows = []
-    with torch.no_grad():
-        for pair in pairs:
-            if pair.moving_labels is None or pair.fixed_labels is None:
-                raise InputError(
-                    "Validation needs pairs with labels; generate them from label maps."
-                )
-            moving_labels, fixed_labels = (
-                pair.moving_labels.to(device),
-                pair.fixed_labels.to(device),
-            )
-            displacement = cascade(
-                network, pair.moving.to(device), pair.fixed.to(device)
-            ).displacement
-            warped_labels = field.warp(moving_labels, displacement)
-            folded = field.jacobian_determinant(displacement) <= 0
-            rows.append(
-                (
-                    1 - float(losses.overlap(moving_labels, fixed_labels)),
-                    1 - float(losses.overlap(warped_labels, fixed_labels)),
-                    100 * float(folded.float().mean()),
-                )
-            )
-    network.train(training)
-    return Validation(*(float(v) for v in np.mean(rows, axis=0)))

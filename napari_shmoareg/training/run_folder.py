@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 from filelock import Timeout
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 MAX_LOCK = 2**16  # bytes
+T = TypeVar("T")
 
 
 class RunLock:
@@ -91,7 +92,7 @@ class RunLock:
                 hint = f" If it is gone, delete {self.path}."
         return InputError(
             f"{folder} is in use by {who}. Wait for it, end it with `shmoareg runs stop"
-            f" {folder}`, or give another --out.{hint}"
+            f" {folder}`, or give another folder.{hint}"
         )
 
 
@@ -228,15 +229,20 @@ class RunFolder:
         self.curves = self.path / "tensorboard"
         self.best = self.path / "best.safetensors"
         self.last = self.path / "last.safetensors"
+        self.pretrained = self.path / "weights.safetensors"
         self.state = self.path / STATE
         self.preview = self.path / "preview"
+        self.prepared = self.path / "prepared"
         self.request = self.path / "wish"
         self.lock = self.path / "lock"
 
     @property
     def weights(self) -> Path | None:
-        """The best weights by validation, else the last ones; None if there are none yet."""
-        return next((path for path in (self.best, self.last) if path.is_file()), None)
+        """The weights of a run on synthetic pairs, the best ones by validation, or the last ones;
+        None if there are none yet.
+        """
+        paths = (self.pretrained, self.best, self.last)
+        return next((path for path in paths if path.is_file()), None)
 
     @contextmanager
     def start(self, plan: Plan) -> Iterator[RunLock]:
@@ -249,10 +255,10 @@ class RunFolder:
         """
         from napari_shmoareg.training.plan import write_plan
 
-        self._check_new()
+        self.check_new()
         make_folder(self.path)
         with RunLock(self.lock) as lock:
-            self._check_new()
+            self.check_new()
             write_plan(self.run_json, plan)
             yield lock
 
@@ -274,8 +280,14 @@ class RunFolder:
                 write_plan(self.run_json, replace(plan, dataset=saved.dataset))
             yield lock
 
-    def _check_new(self) -> None:
-        """Reject a folder that has more than the leftovers of a run killed at its start."""
+    def check_new(self) -> None:
+        """Reject a folder that has more than prepared scans and leftovers of a run killed early.
+
+        Raises
+        ------
+        InputError
+            If it has a run or other content, or cannot be created.
+        """
         if self.run_json.exists():
             raise InputError(
                 f"{self.path} already contains a run. Give --resume to continue it, or another"
@@ -284,6 +296,7 @@ class RunFolder:
         own = (
             LOCK,
             self.lock.name,
+            self.prepared.name,
             *(f".{file.name}.partial-" for file in (self.run_json, self.lock)),
         )
         check_free(self.path, own, "run")
@@ -350,6 +363,7 @@ def _run_files(folder: RunFolder) -> set[Path]:
     for inner, patterns in (
         (folder.curves, ("events.*",)),
         (folder.preview, ("preview.json", "*.nii.gz")),
+        (folder.prepared, ("*.safetensors",)),
     ):
         if inner.is_dir() and not inner.is_symlink():
             own |= {
@@ -490,10 +504,21 @@ def check_numbers(
 
 def saved_step(folder: RunFolder) -> int | None:
     """Step of the saved state, from the file header; None if it is missing or damaged."""
+    return _from_state(folder, lambda about: int(about["step"]))
+
+
+def saved_seconds(folder: RunFolder) -> float:
+    """Duration of the steps of the saved state; 0 if it is missing or damaged."""
+    seconds = _from_state(folder, lambda about: float(json.loads(about["history"])[-1]["seconds"]))
+    return seconds or 0.0
+
+
+def _from_state(folder: RunFolder, read: Callable[[dict[str, str]], T]) -> T | None:
+    """Read the metadata of the saved state."""
     try:
         with folder.state.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             head = json.loads(file.read(length)) if length <= MAX_HEADER else {}
-        return int(head["__metadata__"]["step"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return read(head["__metadata__"])
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None

@@ -22,7 +22,9 @@ from napari_shmoareg.model import SHMoAReg
 from napari_shmoareg.registration.resources import choose_bfloat16
 from napari_shmoareg.training.checkpoint import save_training_state
 from napari_shmoareg.training.logs import Curves, Event, StepTable, event, phase
-from napari_shmoareg.training.plan import Plan, describe_start
+from napari_shmoareg.training.plan import Plan, describe_start, starts_from_scratch
+from napari_shmoareg.training.preparation import KIND_MEASURES, TrainingData
+from napari_shmoareg.training.recipes import RunningMean
 from napari_shmoareg.training.run_folder import RunFolder
 from napari_shmoareg.training.step import FURTHER_TERMS, TERMS, Step
 from napari_shmoareg.training.validation import ValidationResult, validate
@@ -30,7 +32,8 @@ from napari_shmoareg.training.validation import ValidationResult, validate
 ABOUT_STEP = ("gradient", "rate", "pairs", "seconds")
 METRICS = ("step", *TERMS, *FURTHER_TERMS, *ABOUT_STEP)
 EARLIER_METRICS = ("step", *TERMS, *ABOUT_STEP)
-VALIDATION = ("step", "dice", "ncc", "folding_percent", "best", "seconds")
+MEASURES = ("dice", "ncc", "folding_percent")
+VALIDATION = ("step", *MEASURES, "best", "seconds")
 LOADS = ("step", "place", "expert", "count")
 START_NOTE = (
     "These are the initial weights of the run: as long as this file exists, no later step had a"
@@ -110,8 +113,9 @@ class RunWriter:
     optimiser : torch.optim.Optimizer
     position : Position
         Where the run starts; later table rows are removed.
-    scans : mapping of str to int
-        Number of scans in each part of the split, for the card of the weights.
+    data : TrainingData
+    mean : RunningMean or None
+        If there is one, its weights are written instead of those of the network.
 
     Raises
     ------
@@ -126,10 +130,14 @@ class RunWriter:
         network: SHMoAReg,
         optimiser: torch.optim.Optimizer,
         position: Position,
-        scans: Mapping[str, int],
+        data: TrainingData,
+        mean: RunningMean | None = None,
     ) -> None:
         self._folder, self._plan, self._network, self._optimiser = folder, plan, network, optimiser
-        self._scans = dict(scans)
+        self._mean = None if mean is None else mean.network
+        self._result = self._mean or network
+        self._scans, self._kind_measures = dict(data.scans), data.kind_measures
+        self._last = folder.pretrained if plan.is_synthetic else folder.last
         self._saved_position: Position | None = (
             position if folder.state.is_file() and self._last_is_of(position.step) else None
         )
@@ -137,7 +145,11 @@ class RunWriter:
         step = position.step
         self._tables = {
             "metrics": StepTable(folder.metrics, METRICS, last=step, earlier=EARLIER_METRICS),
-            "validation": StepTable(folder.validation, VALIDATION, last=position.validated),
+            "validation": StepTable(
+                folder.validation,
+                (*VALIDATION[:-2], *self._kind_measures, *VALIDATION[-2:]),
+                last=position.validated,
+            ),
             "loads": StepTable(folder.loads, LOADS, last=step),
             "skipped": StepTable(folder.skipped, SKIPPED, last=step),
         }
@@ -187,8 +199,9 @@ class RunWriter:
         InputError
             If the disk is full.
         """
-        figures = {name: getattr(found, name) for name in ("dice", "ncc", "folding_percent")}
+        figures = {name: getattr(found, name) for name in MEASURES} | dict(found.by_kind)
         row = {
+            **dict.fromkeys(self._kind_measures),
             "step": position.step,
             **figures,
             "best": int(best),
@@ -197,7 +210,7 @@ class RunWriter:
         with self._with_saved_state():
             if best:
                 note = {} if position.step else {"fine_tuning_note": START_NOTE}
-                save_network(self._network, self._folder.best, card=self._card(position) | note)
+                save_network(self._result, self._folder.best, card=self._card(position) | note)
             self._tables["validation"].add([row])
             self._curves.add("validation", figures, position.step)
 
@@ -214,10 +227,15 @@ class RunWriter:
                 table.flush()
             self._curves.flush()
             save_training_state(
-                self._folder.path, self._network, self._optimiser, position.step, [asdict(position)]
+                self._folder.path,
+                self._network,
+                self._optimiser,
+                position.step,
+                [asdict(position)],
+                mean=self._mean,
             )
             self.saved = position.step
-            save_network(self._network, self._folder.last, card=self._card(position))
+            save_network(self._result, self._last, card=self._card(position))
             self._saved_position = position
 
     @property
@@ -235,13 +253,11 @@ class RunWriter:
         return self._saved_position != position
 
     def _last_is_of(self, step: int) -> bool:
-        """Whether last.safetensors is from this step; a kill between state and weights leaves older
-        weights.
+        """Whether the last weights are from this step; a kill between state and weights leaves
+        older weights.
         """
-        return (
-            self._folder.last.is_file()
-            and read_card(self._folder.last).get("fine_tuning_steps") == step
-        )
+        key = "steps" if self._plan.is_synthetic else "fine_tuning_steps"
+        return self._last.is_file() and read_card(self._last).get(key) == step
 
     @contextmanager
     def _with_saved_state(self) -> Iterator[None]:
@@ -260,13 +276,16 @@ class RunWriter:
     def _card(self, position: Position) -> dict[str, Any]:
         """Make the model card of the weights."""
         start, device = self._plan.weights, next(self._network.parameters()).device
+        bfloat16 = choose_bfloat16(self._plan.settings.bfloat16, device)[0]
+        if self._plan.is_synthetic:
+            return self._synthetic_card(position) | {"in_bfloat16": bfloat16}
         return plain(
             {
                 **start["card"],
                 "fine_tuned_from": describe_start(start),
                 "fine_tuned_from_sha256": start["sha256"] or None,
                 "fine_tuning": self._plan.settings.to_dict() | self._plan.run.to_dict(),
-                "fine_tuning_in_bfloat16": choose_bfloat16(self._plan.settings.bfloat16, device)[0],
+                "fine_tuning_in_bfloat16": bfloat16,
                 "fine_tuning_dataset": {"path": self._plan.dataset.path, "scans": self._scans},
                 "fine_tuning_steps": position.step,
                 "fine_tuning_minutes": round(position.seconds / 60, 2),
@@ -278,16 +297,32 @@ class RunWriter:
             }
         )
 
+    def _synthetic_card(self, position: Position) -> dict[str, Any]:
+        """Make the model card of weights of a run on synthetic pairs."""
+        scratch, name = starts_from_scratch(self._plan.weights), self._plan.weights["name"]
+        after = "; no scan of a person was used" if scratch else f", after '{name}'"
+        return plain(
+            {
+                "name": self._folder.path.name,
+                "drawn_from": f"{self._plan.synthetic.content}{after}",
+                "from": None if scratch else name,
+                "recipe": asdict(self._plan.synthetic.recipe),
+                "steps": position.step,
+                "minutes": round(position.seconds / 60, 1),
+            }
+        )
+
 
 def validate_pairs(
-    network: SHMoAReg, pairs: NamedPairs, step: int, found: list[ValidationResult]
+    network: SHMoAReg, data: TrainingData, step: int, found: list[ValidationResult]
 ) -> Iterator[Event]:
     """Validate on pairs one by one; a pair that cannot be read is reported and left out.
 
     Parameters
     ----------
     network : SHMoAReg
-    pairs : NamedPairs
+    data : TrainingData
+        With the validation pairs.
     step : int
         Steps of training so far.
     found : list of ValidationResult
@@ -298,10 +333,14 @@ def validate_pairs(
     dict
         Events "phase" and "skipped".
     """
+    pairs = data.validation
     for number in range(len(pairs)):
         yield phase("validating", number / len(pairs), pairs.pair_name(number))
         try:
-            found.append(validate(network, pairs[number : number + 1]))
+            result = validate(network, pairs[number : number + 1])
+            if data.kinds:
+                result = replace(result, by_kind=measures_of_kind(result, data.kinds[number]))
+            found.append(result)
         except (InputError, OSError) as error:
             yield event("skipped", pair=pairs.pair_name(number), why=str(error), step=step)
     yield phase("validating", 1.0, f"{len(found)} pairs")
@@ -341,9 +380,17 @@ def carry_over_best(
     return position, ()
 
 
+def measures_of_kind(result: ValidationResult, kind: str) -> dict[str, float]:
+    """The `KIND_MEASURES` of a result whose pairs are all of one kind."""
+    rows = [(pair.before, pair.dice, pair.folding_percent) for pair in result.per_pair]
+    means = np.mean(np.array(rows, dtype=float), axis=0).tolist()
+    return {f"{kind}_{name}": mean for name, mean in zip(KIND_MEASURES, means, strict=True)}
+
+
 def combine_validations(found: Sequence[ValidationResult]) -> ValidationResult:
     """Combine the results of single pairs."""
     pairs = [pair for result in found for pair in result.per_pair]
+    measured = [result.by_kind for result in found]
     with_labels = [pair.dice for pair in pairs if not np.isnan(pair.dice)]
     return ValidationResult(
         dice=float(np.mean(with_labels)) if with_labels else float("nan"),
@@ -351,4 +398,8 @@ def combine_validations(found: Sequence[ValidationResult]) -> ValidationResult:
         folding_percent=float(np.mean([pair.folding_percent for pair in pairs])),
         seconds=sum(result.seconds for result in found),
         per_pair=tuple(pairs),
+        by_kind={
+            name: float(np.mean([row[name] for row in measured if name in row]))
+            for name in dict.fromkeys(name for row in measured for name in row)
+        },
     )

@@ -271,12 +271,13 @@ def passes_after(
     )
 
 
-def with_passes(network: SHMoAReg, passes: Sequence[float]) -> SHMoAReg:
-    """The same weights in a network with other passes, on the same device."""
-    passes = tuple(float(scale) for scale in passes)
-    if network.config.passes == passes:
+def with_config(network: SHMoAReg, config: SHMoARegConfig) -> SHMoAReg:
+    """The same weights in a network with another config, such as other passes, on the same
+    device.
+    """
+    if network.config == config:
         return network
-    other = SHMoAReg(replace(network.config, passes=passes))
+    other = SHMoAReg(config)
     other.load_state_dict(network.state_dict())
     return other.to(next(network.parameters()).device).train(network.training)
 
@@ -456,9 +457,7 @@ def _shares(
     """Turn label maps (1, 1, ...) into `count` random channels; label fractions are returned as
     they are.
     """
-    if first.shape[1] > 1 or any(
-        bool((labels != labels.round()).any()) for labels in (first, second)
-    ):
+    if losses.are_fractions(first, second):
         return first, second
     common = np.intersect1d(torch.unique(first).cpu().numpy(), torch.unique(second).cpu().numpy())
     common = common[common != 0]

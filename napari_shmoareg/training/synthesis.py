@@ -221,6 +221,14 @@ class SyntheticPairs(Sequence[Conformed]):
         drawing = [drawing for first, drawing in self.phases if first <= index][-1]
         return draw_pair(self.subjects, drawing, rng, self.device, motion=self.motion)
 
+    def names_of(self, index: int) -> tuple[str, str]:
+        """Names of the images of a pair, in place of those of scans."""
+        return f"{index}-moving", f"{index}-fixed"
+
+    def pair_name(self, index: int) -> str:
+        """The pair, as text."""
+        return f"synthetic pair {index}"
+
 
 def draw_pair(
     subjects: Sequence[Subject],

@@ -43,9 +43,16 @@ from napari_shmoareg.training.plan import (
     starts_from_scratch,
     write_plan,
 )
-from napari_shmoareg.training.preparation import TrainingData, prepare_data, run_on_main
+from napari_shmoareg.training.preparation import (
+    TrainingData,
+    prepare_data,
+    run_on_main,
+    synthetic_data,
+)
+from napari_shmoareg.training.recipes import RunningMean
 from napari_shmoareg.training.run_folder import RunControl, RunFolder, RunLock, saved_step
 from napari_shmoareg.training.run_writer import (
+    MEASURES,
     Position,
     RunWriter,
     carry_over_best,
@@ -59,29 +66,29 @@ from napari_shmoareg.training.step import (
     fine_tune,
     make_optimiser,
     passes_after,
-    with_passes,
+    with_config,
 )
+from napari_shmoareg.training.synthesis import Subject, SyntheticPairs
 from napari_shmoareg.training.validation import ValidationResult, write_preview
 
 
 def divergence_error(
-    error: NotFiniteError, train: NamedPairs, step: int, folder: RunFolder
+    error: NotFiniteError, train: NamedPairs | SyntheticPairs, step: int, folder: RunFolder
 ) -> InputError:
     """Make an error for a loss that is not finite: scans, saved weights and what to do.
 
     Parameters
     ----------
     error : NotFiniteError
-    train : NamedPairs
+    train : NamedPairs or SyntheticPairs
     step : int
         The last step with a finite loss and gradient; its weights may already be damaged.
     folder : RunFolder
     """
     names = "; ".join(train.pair_name(index) for index in error.pairs)
-    kept = (
-        f"The weights of step {step}, the one before, are saved in {folder.last}. " if step else ""
-    )
-    start = f" --from {folder.last}, if they still register well," if step else ""
+    last = folder.pretrained if folder.pretrained.is_file() else folder.last
+    kept = f"The weights of step {step}, the one before, are saved in {last}. " if step else ""
+    start = f" --from {last}, if they still register well," if step else ""
     if folder.best.is_file():
         kept += f"The best by validation are in {folder.best}. "
         start = f" --from {folder.best}"
@@ -113,6 +120,8 @@ class Trainer:
     group : TrainingGroup
     control : RunControl
     lock : RunLock or None
+    mean : RunningMean or None
+        Follows the network; its weights are validated instead.
     """
 
     def __init__(
@@ -127,6 +136,7 @@ class Trainer:
         group: TrainingGroup,
         control: RunControl,
         lock: RunLock | None,
+        mean: RunningMean | None = None,
     ) -> None:
         self._plan, self._network, self._optimiser, self._data = (
             plan,
@@ -136,6 +146,7 @@ class Trainer:
         )
         self._position, self._folder, self._writer = position, folder, writer
         self._group, self._control, self._lock = group, control, lock
+        self._mean, self._result = mean, network if mean is None else mean.network
         self._watch = routing_watch(folder.loads, network.config.top_k, last=position.step)
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._validation_seconds = 0.0  # duration of the last validation, s
@@ -198,6 +209,8 @@ class Trainer:
     def _record_step(self, step: Step) -> Iterator[Event]:
         """Record a step."""
         pairs = self._data.train
+        if self._mean is not None:
+            self._mean.follow(self._network)
         self._position = self._position.after(step)
         self._recent.append(step.seconds)
         for index, why in step.skipped:
@@ -215,7 +228,7 @@ class Trainer:
             gradient=step.gradient,
             rate=step.rate,
             seconds=round(step.seconds, 4),
-            pairs=[pairs.names[index] for index in step.pairs],
+            pairs=[pairs.names_of(index) for index in step.pairs],
             left_seconds=round(self._seconds_left(), 1),
         )
         if step.step % ADDED_UP == 0:
@@ -249,7 +262,7 @@ class Trainer:
             return False
         found: list[ValidationResult] = []
         done = 0.0
-        work = partial(validate_pairs, self._network, pairs, step, found)
+        work = partial(validate_pairs, self._result, self._data, step, found)
         for result in run_on_main(self._group, work, until=lambda: self._control.stop):
             done = result.get("done", done)
             yield result
@@ -277,12 +290,12 @@ class Trainer:
         if writer is None:
             return
         writer.validated(self._position, found, best)
-        figures = {name: getattr(found, name) for name in ("dice", "ncc", "folding_percent")}
+        figures = {name: getattr(found, name) for name in MEASURES} | dict(found.by_kind)
         yield event("validation", step=step, **figures, best=best, seconds=round(found.seconds, 3))
         if best:
             yield event("saved", step=step, what="best")
         try:
-            write_preview(self._folder.preview, self._network, pairs[0], pairs.names[0], step)
+            write_preview(self._folder.preview, self._result, pairs[0], pairs.names[0], step)
         # only a preview; a full disk is reported by the next save
         except (InputError, OSError) as error:
             yield event("skipped", pair=pairs.pair_name(0), why=f"no preview: {error}", step=step)
@@ -376,7 +389,7 @@ def learn(
     run_device = group.device or find_device(device)
     yield phase("reading", 0.0, f"opening {plan.dataset.path}")
     dataset = _open_dataset(plan, folder, resume)
-    if not resume:
+    if not resume and isinstance(dataset, Dataset):
         # raises before anything is written
         split_dataset(dataset, plan.run.split, plan.run.split_seed)
     run_lock: AbstractContextManager[RunLock | None] = nullcontext()
@@ -386,7 +399,11 @@ def learn(
         group.wait()
         if lock is not None:
             control.clear()
-        data = yield from prepare_data(plan, dataset, folder, group, lambda: control.stop)
+        data: TrainingData | None
+        if isinstance(dataset, Dataset):
+            data = yield from prepare_data(plan, dataset, folder, group, lambda: control.stop)
+        else:
+            data = yield from synthetic_data(plan, dataset, run_device)
         if data is None:
             yield event(
                 "end",
@@ -399,17 +416,17 @@ def learn(
         if resume and lock is not None and read_plan(folder.run_json).dataset != plan.dataset:
             write_plan(folder.run_json, plan)  # moved, but the same
         plan, why = _decide_passes(folder, plan, data, group)
-        network, optimiser, position, resumed = _load_or_start(folder, plan, run_device)
+        network, optimiser, mean, position, resumed = _load_or_start(folder, plan, run_device)
         position, lost = carry_over_best(position, data.validation, folder)
         data = replace(data, problems=(*data.problems, *lost))
         writer = None
         if group.is_main:
-            writer = RunWriter(folder, plan, network, optimiser, position, data.scans)
+            writer = RunWriter(folder, plan, network, optimiser, position, data, mean)
         yield _begin(folder, plan, data, run_device, group, position if resumed else None) | {
             "passes": why
         }
         trainer = Trainer(
-            plan, network, optimiser, data, position, folder, writer, group, control, lock
+            plan, network, optimiser, data, position, folder, writer, group, control, lock, mean
         )
         try:
             yield from trainer.run()
@@ -418,7 +435,7 @@ def learn(
                 writer.close()
 
 
-def _open_dataset(plan: Plan, folder: RunFolder, resume: bool) -> Dataset:
+def _open_dataset(plan: Plan, folder: RunFolder, resume: bool) -> Dataset | list[Subject]:
     """Open the data set; if it is missing, say how to resume with its new path."""
     try:
         return plan.dataset.open()
@@ -439,6 +456,8 @@ def _decide_passes(
     """
     if folder.state.is_file():
         return plan, "as when the run started"
+    if plan.is_synthetic:
+        return plan, "as in the recipe"
     learned, used = data.grids
     passes, why = passes_after(plan.network_config, plan.settings, learned=learned, used=used)
     changed = replace(plan, config={**plan.config, "passes": list(passes)})
@@ -449,35 +468,50 @@ def _decide_passes(
 
 def _load_or_start(
     folder: RunFolder, plan: Plan, device: torch.device
-) -> tuple[SHMoAReg, torch.optim.Adam, Position, bool]:
-    """Load network, optimiser and position, or initialise them; return whether they were loaded."""
-    if folder.state.is_file():
-        network = network_of_state(folder.path, plan.network_config).to(device)
-        optimiser = make_optimiser(network, plan.settings)
-        _, history = load_training_state(folder.path, network, optimiser)
-        try:
-            check_fields(Position, history[-1])
-            return network, optimiser, Position(**history[-1]), True
-        except (IndexError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{folder.state} has no valid position of the run ({error}): it is from another"
-                " version of shmoareg. Start another run in another folder, --from"
-                f" {folder.weights}."
-            ) from error
+) -> tuple[SHMoAReg, torch.optim.Adam, RunningMean | None, Position, bool]:
+    """Load network, optimiser, running mean and position, or initialise them; return whether they
+    were loaded.
+    """
+    if not folder.state.is_file():
+        network = _start_network(plan, device)
+        mean = RunningMean(network, plan.averaging) if plan.averaging else None
+        return network, make_optimiser(network, plan.settings), mean, Position(), False
+    network = network_of_state(folder.path, plan.network_config).to(device)
+    optimiser = make_optimiser(network, plan.settings)
+    mean = RunningMean(network, plan.averaging) if plan.averaging else None
+    into = None if mean is None else mean.network
+    _, history = load_training_state(folder.path, network, optimiser, mean=into)
+    try:
+        check_fields(Position, history[-1])
+        position = Position(**history[-1])
+    except (IndexError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{folder.state} has no valid position of the run ({error}): it is from another"
+            " version of shmoareg. Start another run in another folder, --from"
+            f" {folder.weights}."
+        ) from error
+    if mean is not None:
+        mean.seen = position.step
+    return network, optimiser, mean, position, True
+
+
+def _start_network(plan: Plan, device: torch.device) -> SHMoAReg:
+    """Make the network of the first step: with random weights, or those that the plan names."""
     if starts_from_scratch(plan.weights):
         network = random_network(plan.network_config, plan.settings.seed).to(device)
         start_experts(network, plan.settings)
-        return network, make_optimiser(network, plan.settings), Position(), False
+        return network
     name = str(plan.weights["name"])
-    network = with_passes(load_network(name, device=device), plan.network_config.passes)
+    network = load_network(name, device=device)
     network = with_choice_bias(network) if plan.network_config.choice_bias else network
+    network = with_config(network, plan.network_config)
     if checksum_of(name) != plan.weights["sha256"]:
         raise InputError(
             f"The weights '{name}' are not those that the run was started with (their checksum"
             " differs), and the run has saved nothing yet. Restore them, or start another run in"
             " another folder."
         )
-    return network, make_optimiser(network, plan.settings), Position(), False
+    return network
 
 
 def _begin(
@@ -503,6 +537,7 @@ def _begin(
         run_settings=plan.run.to_dict(),
         weights=plan.weights["name"],
         begins_from=describe_start(plan.weights),
+        drawn_from=plan.synthetic.content if plan.is_synthetic else None,
         pairs=data.pairs,
         scans=data.scans,
         validated=len(data.validation),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.geometry import Grid, Volume, field
+from napari_shmoareg.geometry import Grid, Volume
+from napari_shmoareg.geometry import field as fields
 from napari_shmoareg.io import write_image
 from napari_shmoareg.io.files import atomic_write
 from napari_shmoareg.metrics import SharedLabels, dice_in_both, mean
 from napari_shmoareg.model import SHMoAReg
+from napari_shmoareg.registration import losses
 from napari_shmoareg.registration.cascade import cascade
 from napari_shmoareg.registration.conform import Conformed
 
@@ -29,16 +31,20 @@ class ValidatedPair:
     Attributes
     ----------
     dice : float
-        Mean over the labels that both images have, warped by nearest neighbour; NaN without labels.
+        Mean over the labels that both images have, warped by nearest neighbour; of fractions of
+        labels, as synthetic pairs have them, the soft Dice of all. NaN without labels.
     ncc : float
         Correlation of the warped and the fixed image over all voxels.
     folding_percent : float
         Percentage of voxels with a Jacobian determinant of 0 or less.
+    before : float or None
+        The soft Dice before registration, if labels are fractions.
     """
 
     dice: float
     ncc: float
     folding_percent: float
+    before: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,9 @@ class ValidationResult:
     ncc, folding_percent, seconds : float
         Seconds are the total over all pairs.
     per_pair : tuple of ValidatedPair
+    by_kind : dict of str to float
+        Of synthetic pairs: the soft Dice before and after registration and the folding of each
+        kind, such as "torso_before".
     """
 
     dice: float
@@ -59,6 +68,7 @@ class ValidationResult:
     folding_percent: float
     seconds: float
     per_pair: tuple[ValidatedPair, ...]
+    by_kind: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def score(self) -> float:
@@ -76,7 +86,7 @@ def validate(
     network : SHMoAReg
         Its mode is restored; the random state of training is not changed.
     pairs : sequence of Conformed
-        At the size of the weights; label maps, if any, are integer.
+        At the size of the weights; labels, if any, are label maps or fractions.
     between : callable, optional
         Called after each pair with the number done; its exceptions propagate.
 
@@ -117,22 +127,31 @@ def displace(network: SHMoAReg, pair: Conformed) -> Tensor:
 
 def validated(pair: Conformed, displacement: Tensor) -> ValidatedPair:
     """Measure a displacement (1, 3, D, H, W), voxels of the network grid."""
-    warped, fixed = field.warp(pair.moving, displacement).flatten(), pair.fixed.flatten()
+    warped, fixed = fields.warp(pair.moving, displacement).flatten(), pair.fixed.flatten()
     both = torch.stack([warped, fixed]).double()
     both = both - both.mean(1, keepdim=True)
     ncc = float((both[0] @ both[1]) / (both[0].norm() * both[1].norm()).clamp_min(1e-12))
-    overlap = float("nan")
-    if pair.moving_labels is not None and pair.fixed_labels is not None:
-        warped_labels = field.warp(pair.moving_labels, displacement, mode="nearest")
-        truth, before = _to_integers(pair.fixed_labels), _to_integers(pair.moving_labels)
-        shared = SharedLabels.of(*(np.unique(labels).tolist() for labels in (before, truth)))
-        overlap = mean(dice_in_both(_to_integers(warped_labels), truth, shared))
-    folded = field.jacobian_determinant(displacement) <= 0
-    return ValidatedPair(overlap, ncc, 100 * float(folded.float().mean()))
+    dice, before = float("nan"), None
+    moving_labels, fixed_labels = pair.moving_labels, pair.fixed_labels
+    if moving_labels is not None and fixed_labels is not None:
+        if losses.are_fractions(moving_labels, fixed_labels):
+            before = 1 - float(losses.overlap(moving_labels, fixed_labels))
+            warped_labels = fields.warp(moving_labels, displacement)
+            dice = 1 - float(losses.overlap(warped_labels, fixed_labels))
+        else:
+            warped_labels = fields.warp(moving_labels, displacement, mode="nearest")
+            truth, labels = _label_map(fixed_labels), _label_map(moving_labels)
+            shared = SharedLabels.of(*(np.unique(each).tolist() for each in (labels, truth)))
+            dice = mean(dice_in_both(_label_map(warped_labels), truth, shared))
+    folded = fields.jacobian_determinant(displacement) <= 0
+    return ValidatedPair(dice, ncc, 100 * float(folded.float().mean()), before)
 
 
-def _to_integers(labels: Tensor) -> np.ndarray:
-    return labels[0, 0].round().to(torch.int32).numpy()
+def _label_map(labels: Tensor) -> np.ndarray:
+    """Integers (D, H, W) of labels; of fractions, the largest one's position from 1."""
+    if losses.are_fractions(labels):
+        labels = torch.cat([1 - labels.sum(1, keepdim=True), labels], 1).argmax(1, keepdim=True)
+    return labels[0, 0].round().to(torch.int32).cpu().numpy()
 
 
 PREVIEW_FILE = "preview.json"
@@ -171,11 +190,14 @@ def write_preview(
     images = {
         "moving": pair.moving,
         "fixed": pair.fixed,
-        "warped": field.warp(pair.moving, displacement),
+        "warped": fields.warp(pair.moving, displacement),
     }
     labels = {}
     if pair.moving_labels is not None:
-        labels["warped_labels"] = field.warp(pair.moving_labels, displacement, mode="nearest")
+        fractions = losses.are_fractions(pair.moving_labels)
+        labels["warped_labels"] = fields.warp(
+            pair.moving_labels, displacement, mode="bilinear" if fractions else "nearest"
+        )
     if pair.fixed_labels is not None:
         labels["fixed_labels"] = pair.fixed_labels
     for name, tensor in (images | labels).items():
@@ -193,10 +215,5 @@ def write_preview(
 
 
 def _volume(tensor: Tensor, grid: Grid, name: str, is_labels: bool) -> Volume:
-    values = tensor[0, 0].detach().cpu()
-    return Volume(
-        (values.round().to(torch.int32) if is_labels else values).numpy(),
-        grid,
-        name,
-        is_labels=is_labels,
-    )
+    values = _label_map(tensor.detach()) if is_labels else tensor[0, 0].detach().cpu().numpy()
+    return Volume(values, grid, name, is_labels=is_labels)

@@ -32,8 +32,8 @@ def probe(replay):
 
 @torch.inference_mode()
 def test_the_attention_of_chosen_heads_makes_the_output_of_the_layer(replay, probe):
-    """Eq. (3): y is the weighted sum of the chosen heads' outputs, at every token, in plain and in
-    shifted windows.
+    """Eq. (3): y is the weighted sum of the chosen heads' outputs, at every third token, in plain
+    and in shifted windows.
     """
     seen = {}
 
@@ -49,7 +49,8 @@ def test_the_attention_of_chosen_heads_makes_the_output_of_the_layer(replay, pro
     assert sorted(seen) == [(1, 0), (2, 0), (2, 1)]
     for (layer, block), (module, tokens, output) in seen.items():
         grid = replay.grid.coarsen(4 * 2 ** (layer - 1))
-        for image, cell in itertools.product((0, 1), np.ndindex(grid.shape)):
+        tokens_of_both = itertools.product((0, 1), np.ndindex(grid.shape))
+        for image, cell in itertools.islice(tokens_of_both, 0, None, 3):
             found = torch.zeros(tokens.shape[-1])
             for head in probe.at(GateId("encoder", layer, block, IMAGES[image]), cell):
                 values = (

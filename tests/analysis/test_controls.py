@@ -22,16 +22,9 @@ from napari_shmoareg.model.moa import attend
 from napari_shmoareg.model.shmoe import SHMoE
 from napari_shmoareg.registration.replay import Replay
 
-GATE_KINDS = [
-    "shuffled",
-    "shuffled_choice",
-    "moved",
-    "moved_near",
-    "random",
-    "fixed",
-    "untrained_gate",
-    "constant_weights",
-]
+GATE_KINDS = (
+    "shuffled shuffled_choice moved moved_near random fixed untrained_gate constant_weights".split()
+)
 
 
 @pytest.fixture
@@ -139,13 +132,9 @@ def test_a_control_of_a_gate_keeps_and_changes_what_it_says(replay, network, par
         changed += int((ids.sort(-1).values != now.sort(-1).values).any())
         if name in ("shuffled", "moved", "moved_near"):
             assert multiset(before, k) == multiset(after, k)
-        if name in (
-            "shuffled",
-            "shuffled_choice",
-            "moved",
-            "moved_near",
-            "untrained_gate",
-            "constant_weights",
+        if (
+            name
+            in "shuffled shuffled_choice moved moved_near untrained_gate constant_weights".split()
         ):
             assert torch.equal(loads, after_loads)
         if name in ("shuffled_choice", "random", "fixed", "untrained_gate"):

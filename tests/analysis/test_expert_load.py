@@ -138,16 +138,7 @@ def test_blocks_of_a_layer_add_up(trace):
 def test_rows_name_every_place_and_expert_and_read_back(trace):
     load = ExpertLoad.of(trace)
     rows = load.rows()
-    assert list(rows[0]) == [
-        "part",
-        "layer",
-        "block",
-        "image",
-        "direction",
-        "expert",
-        "count",
-        "share",
-    ]
+    assert list(rows[0]) == "part layer block image direction expert count share".split()
     assert len(rows) == 6 * 6 + 3 * 3
     as_text = [
         {key: "" if value is None else str(value) for key, value in row.items()} for row in rows

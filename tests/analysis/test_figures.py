@@ -9,6 +9,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from skimage import color
 
@@ -56,30 +57,17 @@ def _overlapping_titles(figure):
     return outside + [(a, b) for n, a in enumerate(boxes) for b in boxes[:n] if a.overlaps(b)]
 
 
-@pytest.fixture
-def all_figures(registration):
-    return [
+def test_drawing_needs_no_window_and_no_title_covers_another_or_leaves_the_page(registration):
+    for figure in (
         overview(registration),
         jacobian_figure(registration),
         expert_map_figure(registration),
         load_figure(ExpertLoad.of(registration.routing)),
-    ]
-
-
-def test_no_title_covers_another_or_leaves_the_page(all_figures):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    for figure in all_figures:
+    ):
         FigureCanvasAgg(figure)
         assert not _overlapping_titles(figure)
-
-
-def test_drawing_needs_no_window(all_figures):
-    for figure in all_figures:
-        _drawn(figure)
-    assert (
-        "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
-    )
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    assert pyplot is None or not pyplot.get_fignums()
 
 
 def test_the_overview_shows_every_image_in_true_proportions(registration):
@@ -93,15 +81,8 @@ def test_the_overview_shows_every_image_in_true_proportions(registration):
             left, right, bottom, top = axes.images[0].get_extent()
             assert (right - left, top - bottom) == pytest.approx(size)
             assert axes.get_aspect() == 1
-    assert {
-        "fixed",
-        "moving (as filed)",
-        "warped",
-        "Dice 0.815",
-        "sagittal",
-        "coronal",
-        "axial",
-    } <= set(_texts(figure))
+    shown = {"fixed", "moving (as filed)", "warped", "Dice 0.815", "sagittal", "coronal", "axial"}
+    assert shown <= set(_texts(figure))
 
 
 def test_the_overview_draws_the_labels_of_both_images_when_there_are_any(registration):
@@ -125,16 +106,12 @@ def test_the_difference_after_is_that_of_the_warped_image(registration):
 
 def test_expert_maps_are_red_white_and_blue_with_their_kernels_in_the_legend(registration):
     figure = expert_map_figure(registration)
-    assert _pixels_of(_drawn(figure), "#2f5fd0") + _pixels_of(_drawn(figure), "#e03131") > 100
+    picture = _drawn(figure)
+    assert _pixels_of(picture, "#2f5fd0") + _pixels_of(picture, "#e03131") > 100
     texts = set(_texts(figure))
     assert {"expert 0: 1×1×1", "expert 1: 3×3×3", "expert 2: 5×5×5"} <= texts
-    assert {
-        "x-direction",
-        "y-direction",
-        "z-direction",
-        "full resolution",
-        "1/2 resolution",
-    } <= texts
+    assert {f"{axis}-direction" for axis in "xyz"} <= texts
+    assert {"full resolution", "1/2 resolution"} <= texts
     assert expert_colours(3, "paper")[1] == "#ffffff"
 
 

@@ -39,15 +39,11 @@ def test_a_gate_decided_by_place_gives_exactly_that_map_where_it_was_decided(pai
     def planting(site):
         def hook(module, args, output):
             values = output if site.part == "encoder" else output.movedim(1, -1)
-            for cell in np.ndindex(*values.shape[1:4]):
-                # middle of the cell, in voxels of the network grid
-                index = (np.array(cell) + 0.5) * site.stride - 0.5
-                place = grid.affine[:3, :3] @ index + grid.affine[:3, 3]
-                values[(slice(None), *cell)] = torch.where(
-                    torch.arange(site.num_experts) == int(planned(place, site.num_experts)),
-                    0.9,
-                    0.01,
-                )
+            # middles of the cells, in voxels of the network grid
+            index = (np.stack(np.indices(values.shape[1:4]), -1) + 0.5) * site.stride - 0.5
+            places = index @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+            plan = torch.from_numpy(planned(places, site.num_experts))
+            values[:] = torch.where(torch.arange(site.num_experts) == plan[..., None], 0.9, 0.01)
             return values if site.part == "encoder" else values.movedim(-1, 1)
 
         return site.module.register_forward_hook(hook)

@@ -44,10 +44,12 @@ def test_the_cell_is_the_one_whose_centre_is_nearest(scene):
     for point in locations(network):
         reading = read_location(scene, point)
         assert (reading.point == point).all()
+        nearest = {
+            stride: tuple(index[np.linalg.norm(centres - point, axis=1).argmin()])
+            for stride, (index, centres) in every.items()
+        }
         for cell in reading.cells:
-            index, centres = every[cell.stride]
-            nearest = index[np.linalg.norm(centres - point, axis=1).argmin()]
-            assert cell.cell == tuple(nearest), (cell.gate, point)
+            assert cell.cell == nearest[cell.stride], (cell.gate, point)
             assert cell.centre == pytest.approx(network.coarsen(cell.stride).to_world(cell.cell))
             assert cell.size == pytest.approx(cell.stride * np.array(network.spacing))
 

@@ -254,7 +254,7 @@ def roomy() -> Grid:
 @pytest.mark.parametrize("radius", [12, 25])
 def test_a_region_of_noise_is_as_far_from_the_whole_as_chance_lets_it(scene, roomy, smooth, radius):
     distances, shares = [], []
-    for seed in range(40):
+    for seed in range(24):
         made = decided(scene, roomy, noise(roomy, seed, smooth))
         (load,) = region_loads(made, ball(roomy, seed, radius), draws=200, seed=seed)
         distances.append(load.distance <= load.expected)
@@ -280,7 +280,7 @@ def test_the_interval_holds_the_share_that_the_noise_was_drawn_with(scene, roomy
     given.
     """
     holds = []
-    for seed in range(40):
+    for seed in range(24):
         (load,) = region_loads(
             decided(scene, roomy, noise(roomy, seed, smooth)), ball(roomy, seed, 35), draws=200
         )

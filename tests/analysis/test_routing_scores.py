@@ -155,15 +155,7 @@ def test_pairs_measured_by_different_measures_are_not_added():
 
 def test_the_card_says_what_was_found_and_the_sentence_what_the_card_says():
     scores = scores_of(control_rows(RING, CONTROLS))
-    assert set(scores) >= {
-        "encoder",
-        "decoder",
-        "attention",
-        "measure",
-        "pairs",
-        "images",
-        "passes",
-    }
+    assert set(scores) >= set("encoder decoder attention measure pairs images passes".split())
     assert scores["decoder"]["score"] == pytest.approx(0.30 / 0.58) and scores["pairs"] == 6
     said = routing_sentence({"routing_matters": scores})
     assert said.startswith(

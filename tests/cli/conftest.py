@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from dataclasses import dataclass
@@ -107,25 +108,43 @@ def shmoareg(monkeypatch, tmp_path):
     return run
 
 
+@pytest.fixture
+def register(shmoareg, files, weights):
+    """Register the pair, or another, by the tiny weights: ``register("--affine none --refine 2")``
+    gives the result and the folder.
+    """
+
+    def run(options: str = "", *more, moving=None, fixed=None, by=weights, out="out"):
+        folder = files.folder / out
+        words = (moving or files.moving, fixed or files.fixed, "--weights", by, "--out", folder)
+        return shmoareg("register", *words, *options.split(), *more), folder
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def read_json():
+    """Read a JSON file, for example a ``report.json``: ``read_json(path)``."""
+    return lambda path: json.loads(path.read_text(encoding="utf-8"))
+
+
 @pytest.fixture(scope="session")
 def registered(phantoms, weights, tmp_path_factory) -> Path:
     """A registration folder made by the command; not to be changed."""
     folder = tmp_path_factory.mktemp("registered")
     files = write_files(phantoms, folder)
-    labels = ("--moving-labels", files.moving_labels, "--fixed-labels", files.fixed_labels)
-    options = (
+    words = [
+        "register",
+        files.moving,
+        files.fixed,
         "--weights",
         weights,
         "--out",
         folder / "result",
-        "--no-figures",
-        "--quiet",
-        "--keep",
-        "last",
-    )
-    result = CliRunner().invoke(
-        app, [str(a) for a in ("register", files.moving, files.fixed, *labels, *options)]
-    )
+    ]
+    words += ["--moving-labels", files.moving_labels, "--fixed-labels", files.fixed_labels]
+    words += "--no-figures --quiet --keep last".split()
+    result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == 0, result.stderr
     return folder / "result"
 

@@ -64,21 +64,33 @@ def ran(monkeypatch) -> list[IsolatedRun]:
     return ran
 
 
+@pytest.fixture
+def run(listed, files, shmoareg):
+    """The command on the list: ``run("--methods affine", ...)`` gives the result and the folder."""
+
+    def benchmark(options="--methods affine", *more, data=None, out="out"):
+        folder = files.folder / out
+        return shmoareg(
+            "benchmark", data or listed, "--out", folder, *options.split(), *more
+        ), folder
+
+    return benchmark
+
+
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
 def rows_of(out: Path) -> list[dict[str, str]]:
     with (out / "pairs.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 @pytest.mark.slow
-def test_a_method_in_its_own_process_is_measured_there(listed, files, shmoareg):
+def test_a_method_in_its_own_process_is_measured_there(listed, run):
     """For real, from the list to the picture; the alignment brings the phantoms together."""
-    listed.write_text(
-        "\n".join(listed.read_text(encoding="utf-8").splitlines()[:2]) + "\n", encoding="utf-8"
-    )
-    out = files.folder / "out"
-    result = shmoareg(
-        "benchmark", listed, "--methods", "affine", "--threads", 1, "--surface", "--out", out
-    )
+    listed.write_text("\n".join(text_of(listed).splitlines()[:2]) + "\n", encoding="utf-8")
+    result, out = run("--methods affine --threads 1 --surface")
     assert result.exit_code == 0, result.stderr
     start, affine = rows_of(out)
     assert (start["method"], affine["method"]) == ("start", "affine")
@@ -87,39 +99,32 @@ def test_a_method_in_its_own_process_is_measured_there(listed, files, shmoareg):
     assert float(start["landmark_mm"]) == pytest.approx(2.0)
     assert float(start["seconds"]) < float(affine["seconds"]) < 60
     assert 50 < float(start["memory_mib"]) <= 1.2 * float(affine["memory_mib"]) < 4000
-    summary = (out / "summary.md").read_text(encoding="utf-8")
-    assert (
-        "| affine | 1 | 0." in summary and "- threads: 1" in summary and "- SimpleITK: " in summary
-    )
+    summary = text_of(out / "summary.md")
+    assert all(said in summary for said in ("| affine | 1 | 0.", "- threads: 1", "- SimpleITK: "))
     assert (out / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert "affine" in result.stdout and str(out) in result.stdout
 
 
-def test_a_method_that_fails_leaves_a_row_and_the_rest_goes_on(listed, ran, files, shmoareg):
-    out = files.folder / "out"
-    result = shmoareg("benchmark", listed, "--methods", "affine,demons", "--out", out)
+def test_a_method_that_fails_leaves_a_row_and_the_rest_goes_on(ran, run):
+    result, out = run("--methods affine,demons")
     assert result.exit_code == 0, result.stderr
     rows = rows_of(out)
     assert [(r["pair"], r["method"]) for r in rows] == [
         (p, m) for p in "12" for m in ("start", "affine", "demons")
     ]
-    assert (
-        rows[4]["error"].startswith("it broke") and rows[4]["dice"] == "" and rows[5]["error"] == ""
-    )
-    summary = (out / "summary.md").read_text(encoding="utf-8")
+    assert rows[4]["error"].startswith("it broke") and rows[4]["dice"] == rows[5]["error"] == ""
+    summary = text_of(out / "summary.md")
     assert "| affine | 1 (1 failed) |" in summary and "pair 2, affine: it broke" in summary
     first, second = summary.split("Over the one pair that every method finished:")
     assert "| demons | 2 |" in first and "| demons | 1 |" in second and "| affine | 1 |" in second
     assert re.search(r"^affine +1 \(1 failed\) +[0-9]", result.stdout, flags=re.MULTILINE)
-    assert (
-        f"- demons: {METHODS['demons'].description}" in summary and "inverted contrast" in summary
-    )
+    assert f"- demons: {METHODS['demons'].description}" in summary
+    assert "inverted contrast" in summary
     assert "failed: it broke" in result.stderr
 
 
-def test_the_same_command_goes_on_and_runs_nothing_twice(listed, ran, files, shmoareg, monkeypatch):
-    out, pretend = files.folder / "out", command.run_isolated
-    words = ("benchmark", listed, "--methods", "affine", "--out", out)
+def test_the_same_command_goes_on_and_runs_nothing_twice(ran, run, monkeypatch):
+    pretend = command.run_isolated
 
     def stopped(trial: IsolatedRun):
         if len(ran) == 3:
@@ -127,33 +132,28 @@ def test_the_same_command_goes_on_and_runs_nothing_twice(listed, ran, files, shm
         return pretend(trial)
 
     monkeypatch.setattr(command, "run_isolated", stopped)
-    result = shmoareg(*words)
-    assert (
-        result.exit_code == 130 and "3 of 4 runs" in result.stderr and "continues" in result.stderr
-    )
-    assert len(rows_of(out)) == 3 and "Not finished: 3 of 4 runs" in (out / "summary.md").read_text(
-        encoding="utf-8"
-    )
-    before = rows_of(out)
+    result, out = run()
+    assert result.exit_code == 130
+    assert "3 of 4 runs" in result.stderr and "continues" in result.stderr
+    before, summary = rows_of(out), out / "summary.md"
+    assert len(before) == 3 and "Not finished: 3 of 4 runs" in text_of(summary)
     monkeypatch.setattr(command, "run_isolated", pretend)
-    assert shmoareg(*words).exit_code == 0
+    assert run()[0].exit_code == 0
     assert len(ran) == 4 and rows_of(out)[:3] == before
-    assert "Not finished" not in (out / "summary.md").read_text(encoding="utf-8")
-    assert shmoareg(*words).exit_code == 0 and len(ran) == 4
+    assert "Not finished" not in text_of(summary)
+    assert run()[0].exit_code == 0 and len(ran) == 4
     (out / "rows" / "0002-affine.json").unlink()
-    assert shmoareg(*words).exit_code == 0 and len(ran) == 5
+    assert run()[0].exit_code == 0 and len(ran) == 5
 
 
-def test_a_folder_of_an_earlier_release_goes_on_from_its_table(listed, ran, files, shmoareg):
+def test_a_folder_of_an_earlier_release_goes_on_from_its_table(ran, run):
     """It had no rows but those of pairs.csv, one of which was deleted to be run again."""
-    out = files.folder / "out"
-    words = ("benchmark", listed, "--methods", "affine", "--out", out, "--quiet")
-    assert shmoareg(*words).exit_code == 0
-    before, then = (out / "pairs.csv").read_text(encoding="utf-8"), rows_of(out)
+    _, out = run()
+    before, then = text_of(out / "pairs.csv"), rows_of(out)
     shutil.rmtree(out / "rows")
     (out / "pairs.csv").write_text("\n".join(before.splitlines()[:2]) + "\n", encoding="utf-8")
     ran.clear()
-    assert shmoareg(*words).exit_code == 0
+    assert run()[0].exit_code == 0
     assert [(trial.method, Path(trial.moving).name) for trial in ran] == [
         ("affine", "moving.nii.gz"),
         ("start", "fixed.nii.gz"),
@@ -162,44 +162,34 @@ def test_a_folder_of_an_earlier_release_goes_on_from_its_table(listed, ran, file
     assert rows_of(out) == then
     shutil.rmtree(out / "rows")
     (out / "pairs.csv").write_text(before.replace(",2.0,", ",soon,"), encoding="utf-8")
-    result = shmoareg(*words)
+    result, _ = run()
     assert result.exit_code == 1 and "pairs.csv, line 2, is damaged" in result.stderr
 
 
-def test_a_damaged_row_is_named(listed, ran, files, shmoareg, plain):
-    out = files.folder / "out"
-    words = ("benchmark", listed, "--methods", "affine", "--out", out, "--quiet")
-    assert shmoareg(*words).exit_code == 0
+def test_a_damaged_row_is_named(ran, run, plain):
+    _, out = run()
     row = out / "rows" / "0001-affine.json"
-    row.write_text(row.read_text(encoding="utf-8").replace("2.0", '"soon"'), encoding="utf-8")
-    plain(shmoareg(*words)).search(r"0001-affine\.json is damaged .*Delete it")
+    row.write_text(text_of(row).replace("2.0", '"soon"'), encoding="utf-8")
+    plain(run("--methods affine --quiet")[0]).search(r"0001-affine\.json is damaged .*Delete it")
 
 
 @pytest.mark.parametrize(
     ("other", "says"),
-    [
-        (("--change", "invert"), "settings"),
-        (("--methods", "demons"), "methods"),
-        (("--pairs", 1), "pairs"),
-    ],
+    [("--change invert", "settings"), ("--methods demons", "methods"), ("--pairs 1", "pairs")],
 )
-def test_a_benchmark_does_not_go_on_with_another_plan(other, says, listed, ran, files, shmoareg):
-    out = files.folder / "out"
-    shmoareg("benchmark", listed, "--methods", "affine", "--out", out, "--quiet")
-    result = shmoareg("benchmark", listed, "--methods", "affine", "--out", out, "--quiet", *other)
+def test_a_benchmark_does_not_go_on_with_another_plan(other, says, ran, run):
+    run()
+    result, _ = run(f"--methods affine {other}")
     assert result.exit_code == 1 and f"started with other {says}" in result.stderr
     assert len(ran) == 4
 
 
 @pytest.mark.parametrize("other", [{"processor": "faster"}, {"CPUs": 1000}])
-def test_a_benchmark_does_not_go_on_on_another_machine(
-    other, listed, ran, files, shmoareg, monkeypatch
-):
-    words = ("benchmark", listed, "--methods", "affine", "--out", files.folder / "out", "--quiet")
-    shmoareg(*words)
+def test_a_benchmark_does_not_go_on_on_another_machine(other, ran, run, monkeypatch):
+    run()
     here = command.machine()
     monkeypatch.setattr(command, "machine", lambda: here | other)
-    result = shmoareg(*words)
+    result, _ = run()
     assert result.exit_code == 1 and "started with another machine (see" in result.stderr
     assert len(ran) == 4
 
@@ -208,122 +198,74 @@ def test_a_benchmark_does_not_go_on_on_another_machine(
     ("asked", "says"),
     [
         (
-            ("--methods", "shmoareg", "--refine", 5),
-            (
-                r"--refine would have no effect: --methods lists no affine\+refine and no"
-                r" shmoareg\+refine\."
-            ),
+            "shmoareg --refine 5",
+            r"--refine would have no effect: --methods lists no affine\+refine and no"
+            r" shmoareg\+refine\.",
         ),
+        ("affine --similarity mind", r"--similarity would .* no shmoareg\+refine"),
+        ("affine --gamma 0.5", "--gamma would have no effect without --change gamma"),
+        ("affine --change invert --gamma 2", "without --change gamma"),
         (
-            ("--methods", "affine", "--similarity", "mind"),
-            r"--similarity would .* no shmoareg\+refine",
-        ),
-        (
-            ("--methods", "affine", "--gamma", 0.5),
-            "--gamma would have no effect without --change gamma",
-        ),
-        (("--methods", "affine", "--change", "invert", "--gamma", 2), "without --change gamma"),
-        (
-            ("--methods", "affine", "--size", 24),
+            "affine --size 24",
             r"--size would have no effect: --methods lists no shmoareg and no shmo",
         ),
-        (("--methods", "affine", "--no-diffeomorphic"), "--diffeomorphic would"),
-        (("--methods", "affine", "--weights", "small", "--contrast", "keep"), "--weights would"),
+        ("affine --no-diffeomorphic", "--diffeomorphic would"),
+        ("affine --weights small --contrast keep", "--weights would"),
         (
-            ("--methods", "affine", "--unigradicon-weights", "w"),
+            "affine --unigradicon-weights w",
             r"--unigradicon-weights would .* lists no unigradicon\.",
         ),
+        # of another method whose seconds are asked for
+        ("affine+refine@shmoareg,shmoareg", "list that before it in --methods"),
     ],
 )
-def test_options_that_would_do_nothing_are_refused(
-    asked, says, listed, ran, files, shmoareg, plain
-):
-    plain(shmoareg("benchmark", listed, *asked, "--out", files.folder / "out")).search(says)
-    assert ran == [] and not (files.folder / "out").exists()
+def test_options_that_would_do_nothing_are_refused(asked, says, ran, run, plain):
+    result, out = run(f"--methods {asked}")
+    plain(result).search(says)
+    assert ran == [] and not out.exists()
 
 
-def test_the_seconds_of_another_method_are_taken_from_the_same_pair(
-    listed, files, weights, shmoareg, monkeypatch
-):
+def test_the_seconds_of_another_method_are_taken_from_the_same_pair(run, weights, monkeypatch):
     ran = []
 
-    def run(trial: IsolatedRun):
+    def timed(trial: IsolatedRun):
         ran.append(trial)
         if trial.method == "shmoareg" and trial.moving.endswith("fixed.nii.gz"):
             return {"error": "it broke"}
         return {"dice": 0.01 * len(trial.method), "seconds": 9.0, "deforming_seconds": 4.5}
 
-    monkeypatch.setattr(command, "run_isolated", run)
-    out, names = files.folder / "out", "shmoareg,affine+refine@shmoareg"
-    assert (
-        shmoareg(
-            "benchmark", listed, "--methods", names, "--weights", weights, "--out", out
-        ).exit_code
-        == 0
-    )
-    timed = [trial for trial in ran if trial.method == "affine+refine@shmoareg"]
-    assert [trial.refine_seconds for trial in timed] == [4.5]  # the second pair has none
+    monkeypatch.setattr(command, "run_isolated", timed)
+    result, out = run("--methods shmoareg,affine+refine@shmoareg --weights", weights)
+    assert result.exit_code == 0, result.stderr
+    seconds = [t.refine_seconds for t in ran if t.method == "affine+refine@shmoareg"]
+    assert seconds == [4.5]  # the second pair has none
     assert "shmoareg failed on this pair" in rows_of(out)[-1]["error"]
     assert re.search(
         r"shmoareg \| affine\+refine@shmoareg \| Dice \| -0.140 .* \| 0 of 1 \|",
-        (out / "summary.md").read_text(encoding="utf-8"),
+        text_of(out / "summary.md"),
     )
 
 
-def test_seconds_of_a_method_that_does_not_run_before_are_refused(
-    listed, ran, files, shmoareg, plain
-):
-    words = ("--methods", "affine+refine@shmoareg,shmoareg", "--out", files.folder / "out")
-    plain(shmoareg("benchmark", listed, *words)).search("list that before it in --methods")
+def test_a_folder_with_other_things_in_it_is_left_alone(ran, run, plain):
+    plain(run("--methods affine --quiet", out=".")[0]).search("is not empty")
     assert ran == []
 
 
-def test_a_folder_with_other_things_in_it_is_left_alone(listed, ran, files, shmoareg, plain):
-    result = shmoareg("benchmark", listed, "--methods", "affine", "--out", files.folder, "--quiet")
-    plain(result).search("is not empty")
-    assert ran == []
-
-
-def test_a_missing_peer_is_said_before_anything_runs(
-    listed, ran, files, shmoareg, monkeypatch, plain
-):
+def test_a_missing_peer_is_said_before_anything_runs(ran, run, monkeypatch, plain):
     monkeypatch.setattr(methods, "find_spec", lambda module: None)
-    result = shmoareg("benchmark", listed, "--methods", "affine,syn", "--out", files.folder / "out")
+    result, out = run("--methods affine,syn")
     plain(result).search(r'pip install "shmoareg\[peers\]"')
-    assert ran == [] and not (files.folder / "out").exists()
+    assert ran == [] and not out.exists()
 
 
-def test_options_reach_every_trial(listed, ran, files, weights, shmoareg):
-    options = (
-        "--weights",
-        weights,
-        "--size",
-        24,
-        "--no-diffeomorphic",
-        "--refine",
-        5,
-        "--threads",
-        3,
-    )
-    changed = ("--change", "gamma", "--gamma", 0.7, "--channel", 0, "--nan", 0)
-    options += ("--similarity", "lncc", "--contrast", "match")
-    words = (
-        "--methods",
-        "shmoareg, shmoareg+refine",
-        "--out",
-        files.folder / "out",
-        "--pairs",
-        1,
-        *options,
-        *changed,
-    )
-    result = shmoareg("benchmark", listed, *words)
+def test_options_reach_every_trial(ran, run, weights):
+    options = "--size 24 --no-diffeomorphic --refine 5 --threads 3 --similarity lncc"
+    changed = "--contrast match --change gamma --gamma 0.7 --channel 0 --nan 0 --pairs 1"
+    named = ("--methods", "shmoareg, shmoareg+refine", "--weights", weights)
+    result, _ = run(f"{options} {changed}", *named)
     assert result.exit_code == 0, result.stderr
-    assert (
-        "1 of 2 pairs" in result.stderr
-        and "--seed 1" in result.stderr
-        and "1 to 1 times" in result.stderr
-    )
+    for said in ("1 of 2 pairs", "--seed 1", "1 to 1 times"):
+        assert said in result.stderr
     assert [t.method for t in ran] == ["start", "shmoareg", "shmoareg+refine"]
     for trial in ran:
         assert (trial.weights, trial.size, trial.diffeomorphic) == (str(weights), 24, False)
@@ -332,48 +274,31 @@ def test_options_reach_every_trial(listed, ran, files, weights, shmoareg):
         assert (trial.channel, trial.nan) == (0, 0.0)
 
 
-def test_the_weights_of_unigradicon_are_checked_and_reach_its_trials(
-    listed, ran, files, unigradicon_file, shmoareg
-):
-    words = (
-        "--methods",
-        "unigradicon",
-        "--unigradicon-weights",
-        unigradicon_file,
-        "--out",
-        files.folder / "out",
-    )
-    result = shmoareg("benchmark", listed, *words)
+def test_the_weights_of_unigradicon_are_checked_and_reach_its_trials(ran, run, unigradicon_file):
+    result, out = run("--methods unigradicon --unigradicon-weights", unigradicon_file)
     assert result.exit_code == 0, result.stderr
     assert {trial.unigradicon_weights for trial in ran} == {str(unigradicon_file)}
-    settings = json.loads((files.folder / "out" / "benchmark.json").read_text(encoding="utf-8"))[
-        "settings"
-    ]
-    assert (
-        settings["unigradicon_weights_sha256"]
-        == hashlib.sha256(unigradicon_file.read_bytes()).hexdigest()
-    )
+    settings = json.loads(text_of(out / "benchmark.json"))["settings"]
+    digest = hashlib.sha256(unigradicon_file.read_bytes()).hexdigest()
+    assert settings["unigradicon_weights_sha256"] == digest
 
 
 @pytest.mark.parametrize(
     ("weights", "says"),
     [
-        ((), "Give --unigradicon-weights FILE"),
-        (("--unigradicon-weights", "nowhere"), "Cannot read the weights .*nowhere"),
-        (("--unigradicon-weights", "{other}"), "do not belong to uniGradICON"),
+        ("", "Give --unigradicon-weights FILE"),
+        ("--unigradicon-weights nowhere", "Cannot read the weights .*nowhere"),
+        ("--unigradicon-weights {other}", "do not belong to uniGradICON"),
     ],
 )
 def test_weights_that_unigradicon_cannot_use_are_refused(
-    weights, says, listed, ran, files, unigradicon_file, shmoareg, plain
+    weights, says, ran, files, unigradicon_file, run, plain
 ):
     other = files.folder / "other.trch"
     torch.save({"bias": torch.zeros(1)}, other)
-    words = [word.format(other=other) for word in weights]
-    result = shmoareg(
-        "benchmark", listed, "--methods", "unigradicon", *words, "--out", files.folder / "out", "-q"
-    )
+    result, out = run(f"--methods unigradicon -q {weights.format(other=other)}")
     plain(result).search(says)
-    assert ran == [] and not (files.folder / "out").exists()
+    assert ran == [] and not out.exists()
 
 
 @pytest.mark.parametrize("place", ["cpu", "cuda"])
@@ -460,9 +385,6 @@ def test_the_uses_that_are_told_are_of_all_images_on_both_sides(lines, told, tmp
     assert told in capsys.readouterr().err
 
 
-def test_a_folder_without_a_pattern_and_a_list_with_one_are_refused(
-    listed, ran, files, shmoareg, plain
-):
-    affine = ("--methods", "affine", "--out", "o")
-    assert plain(shmoareg("benchmark", files.folder, *affine)).search("--images")
-    assert plain(shmoareg("benchmark", listed, "--images", "*.nii", *affine)).search("for a folder")
+def test_a_folder_without_a_pattern_and_a_list_with_one_are_refused(ran, files, run, plain):
+    assert plain(run(data=files.folder)[0]).search("--images")
+    assert plain(run("--methods affine --images *.nii")[0]).search("for a folder")

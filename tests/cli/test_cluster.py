@@ -104,14 +104,7 @@ def test_several_jobs_get_a_shard_each_and_the_words_that_handed_them_over_are_t
         "napari_shmoareg.cli.jobs.ClusterJob",
         lambda *given: _job(place, *given[0], environment=given[3]),
     )
-    words = [
-        "evaluate",
-        "--out=table",
-        "--submit=local",
-        "--shards",
-        "3",
-        "--cluster-option=time=5",
-    ]
+    words = "evaluate --out=table --submit=local --shards 3 --cluster-option=time=5".split()
     told = submit_command(words, Path("table"), "local", ["time=5"], shards=3)
     _eventually(lambda: (place / "calls.txt").is_file() and len(_calls(place)) == 3)
     assert sorted(_calls(place)) == [
@@ -152,14 +145,9 @@ def slurm(tmp_path, monkeypatch):
 
 
 def test_sbatch_gets_the_options_as_they_were_given(slurm, place):
-    options = [
-        "time=1-12:30:00",
-        "partition=gpu",
-        "gres=gpu:4",
-        "nodes=2",
-        "cpus-per-task=8",
-        "licenses=a:1",
-    ]
+    options = (
+        "time=1-12:30:00 partition=gpu gres=gpu:4 nodes=2 cpus-per-task=8 licenses=a:1".split()
+    )
     words = ["fine-tune", "DATA", "--processes=8", "--submit=slurm"]
     told = submit_command(
         words,
@@ -172,16 +160,9 @@ def test_sbatch_gets_the_options_as_they_were_given(slurm, place):
     )
     lines = (slurm / "sbatch.sh").read_text(encoding="utf-8").splitlines()
     for flag in (
-        "--time=2190",
-        "--partition=gpu",
-        "--gres=gpu:4",
-        "--nodes=2",
-        "--ntasks-per-node=4",
-        "--cpus-per-task=8",
-        "--licenses=a:1",
-        "--requeue",
-        "--job-name=shmoareg-run",
-    ):
+        "--time=2190 --partition=gpu --gres=gpu:4 --nodes=2 --ntasks-per-node=4 --cpus-per-task=8"
+        " --licenses=a:1 --requeue --job-name=shmoareg-run"
+    ).split():
         assert f"#SBATCH {flag}" in lines
     assert "--kill-on-bad-exit=1" in lines[-2] + lines[-1]
     assert "4711" in told and "scancel 4711" in told
@@ -281,16 +262,9 @@ def test_a_time_means_what_it_means_to_sbatch(text, wanted):
 
 
 def test_an_option_is_taken_out_with_its_value_however_it_was_written():
-    words = [
-        "evaluate",
-        "--submit",
-        "slurm",
-        "--out=x",
-        "--cluster-option=a=b",
-        "--quiet",
-        "--cluster-option",
-        "c=d",
-    ]
+    words = (
+        "evaluate --submit slurm --out=x --cluster-option=a=b --quiet --cluster-option c=d".split()
+    )
     assert without(words, "--submit", "--cluster-option") == ("evaluate", "--out=x", "--quiet")
     assert RETRIES > 3
 

@@ -47,25 +47,20 @@ def test_shares_in_the_table_are_those_of_the_file(registered, shmoareg):
     assert printed.split()[3:] == expected
 
 
-def test_the_loads_of_several_folders_are_added_up(registered, files, shmoareg):
+def test_the_loads_of_several_folders_are_added_up_also_where_passes_were_not_told(
+    registered, files, shmoareg
+):
+    old = shutil.copytree(registered, files.folder / "old")
+    report = json.loads((old / "report.json").read_text(encoding="utf-8"))
+    del report["settings"]["passes"]  # as in folders of an earlier release
+    (old / "report.json").write_text(json.dumps(report), encoding="utf-8")
     out = files.folder / "together"
-    result = shmoareg("inspect", registered, registered, "--out", out)
+    result = shmoareg("inspect", old, old, "--out", out)
     assert result.exit_code == 0, result.stderr
     once, twice = loads(registered / "experts" / "loads.csv"), loads(out / "loads.csv")
     assert [2 * int(row["count"]) for row in once] == [int(row["count"]) for row in twice]
     assert (out / "expert_loads.png").stat().st_size > 1000
     assert result.stderr.count("given more than once") == 1
-
-
-def test_a_folder_that_does_not_say_how_many_passes_were_made_is_shown(registered, files, shmoareg):
-    old = shutil.copytree(registered, files.folder / "old")
-    report = json.loads((old / "report.json").read_text(encoding="utf-8"))
-    del report["settings"]["passes"]
-    (old / "report.json").write_text(json.dumps(report), encoding="utf-8")
-    out = files.folder / "drawn"
-    result = shmoareg("inspect", old, "--out", out)
-    assert result.exit_code == 0, result.stderr
-    assert (out / "expert_loads.png").exists()
 
 
 @pytest.mark.slow
@@ -77,16 +72,8 @@ def test_the_caption_of_a_pair_tells_the_passes_that_ran(
     caption, told = experts.load_caption, []
     monkeypatch.setattr(experts, "load_caption", lambda *a: told.append(caption(*a)) or told[-1])
     for size in (40, 44):  # 15 voxels are too few for a pass, 16 are not
-        options = (
-            "--affine",
-            "none",
-            "--size",
-            size,
-            "--out",
-            files.folder / f"of {size}",
-            "--quiet",
-        )
-        assert shmoareg("inspect", files.moving, files.fixed, *options).exit_code == 0
+        words = ("inspect", files.moving, files.fixed, "--out", files.folder / f"of {size}")
+        assert shmoareg(*words, *f"--affine none --size {size} --quiet".split()).exit_code == 0
     assert ["2 passes" in text for text in told] == [False, True]
 
 
@@ -128,16 +115,12 @@ def test_a_picture_carries_weights_pair_and_settings(files, registered, weights,
 
 def test_what_is_asked_wrongly_is_said(files, shmoareg, plain):
     nothing = shmoareg("inspect")
-    assert (
-        nothing.exit_code == 2
-        and "two images (MOVING FIXED), or --pairs LIST.csv" in nothing.stderr
-    )
-    assert plain(shmoareg("inspect", files.moving, files.fixed, "--at", "1,2,3")).search(
-        "no effect without --pairs"
-    )
-    assert plain(shmoareg("inspect", files.moving, "--pairs", "pairs.csv")).search(
-        "do not give a folder or an image"
-    )
+    assert nothing.exit_code == 2
+    assert "two images (MOVING FIXED), or --pairs LIST.csv" in nothing.stderr
+    said = plain(shmoareg("inspect", files.moving, files.fixed, "--at", "1,2,3"))
+    assert said.search("no effect without --pairs")
+    said = plain(shmoareg("inspect", files.moving, "--pairs", "pairs.csv"))
+    assert said.search("do not give a folder or an image")
 
 
 def test_what_is_no_registration_folder_is_refused(files, registered, shmoareg, plain):
@@ -151,21 +134,13 @@ def test_one_file_is_told_what_is_expected(files, shmoareg, plain):
     assert said.search("is a single file; a folder that `register` wrote, or two images")
 
 
+@pytest.mark.slow
 def test_one_volume_of_a_4d_image_is_shown(files, pair, weights, shmoareg, plain):
     four = files.folder / "four.nii.gz"
     stack = np.stack([pair.moving.values] * 2, axis=-1)
     nibabel.save(nibabel.Nifti1Image(stack, pair.moving.grid.affine), four)
-    arguments = (
-        "inspect",
-        four,
-        files.fixed,
-        "--affine",
-        "none",
-        "--weights",
-        weights,
-        "--out",
-        files.folder / "seen",
-    )
+    arguments = ("inspect", four, files.fixed, "--affine", "none", "--weights", weights)
+    arguments += ("--out", files.folder / "seen")
     assert plain(shmoareg(*arguments)).search("--channel 0")
     result = shmoareg(*arguments, "--channel", "0")
     assert result.exit_code == 0, result.stderr

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+import shutil
+import sys
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pytest
@@ -17,10 +19,17 @@ from typer.testing import CliRunner
 from napari_shmoareg.cli.app import app
 from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.io import load_network, read_card, save_network, write_image
+from napari_shmoareg.io.files import write_table
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
+from napari_shmoareg.plugin.fine_tune.run_model import RunFiles, RunState
 from napari_shmoareg.settings import help_texts
 from napari_shmoareg.training import recipes
+from napari_shmoareg.training.checkpoint import save_training_state
+from napari_shmoareg.training.logs import read_rows
+from napari_shmoareg.training.plan import read_plan
 from napari_shmoareg.training.settings import ExpertLearning, FineTuning
+from napari_shmoareg.training.step import fine_tune, make_optimiser
+from napari_shmoareg.training.synthesis import read_subjects
 
 
 @pytest.fixture
@@ -59,8 +68,9 @@ def test_a_run_in_pieces_ends_with_weights_that_load(maps, tmp_path):
     assert card["steps"] == 4
     assert card["recipe"]["preset"] == "tiny"
     assert load_network(place / "weights.safetensors").config.embed_dim == 8
-    rows = (place / "log.csv").read_text(encoding="utf-8").splitlines()
-    assert rows[0].startswith("step,") and rows[-1].startswith("4,")
+    assert [row["step"] for row in read_rows(place / "metrics.csv")] == ["1", "2", "3", "4"]
+    assert [row["step"] for row in read_rows(place / "validation.csv")] == ["0", "1", "4"]
+    assert {"best.safetensors", "loads.csv"} <= {entry.name for entry in place.iterdir()}
 
 
 def test_every_setting_of_a_step_is_an_option_whose_help_is_its_description():
@@ -116,23 +126,6 @@ def test_how_experts_learn_is_an_option_and_is_told_in_the_card(maps, tmp_path):
     assert code == 1 and "started with other settings" in output
 
 
-@pytest.mark.slow
-def test_a_run_from_before_experts_had_settings_goes_on(maps, tmp_path):
-    place = tmp_path / "run"
-    words = (maps, "--run", place, "--steps", 2, "--minutes", 1e-9)
-    assert run(*words)[0] == 130
-    told = json.loads((place / "recipe.json").read_text(encoding="utf-8"))
-    told["settings"] = {
-        name: value
-        for name, value in told["settings"].items()
-        if name not in ExpertLearning().to_dict()
-    }
-    (place / "recipe.json").write_text(json.dumps(told), encoding="utf-8")
-    code, output = run(*words, "--gates", "frozen")
-    assert code == 1 and "started with other settings" in output
-    assert run(*words)[0] == 0
-
-
 def test_given_weights_get_biases_of_the_choice_but_do_not_begin_anew(maps, tmp_path):
     given = given_weights(tmp_path / "given.safetensors")
     words = (
@@ -158,10 +151,7 @@ def test_a_part_of_the_network_is_chosen_and_the_run_goes_on_with_it_alone(maps,
     assert run(maps, "--run", place, "--steps", 1, *plain)[0] == 0
     config = load_network(place / "weights.safetensors").config
     assert (config.attention, config.shmoe_strides, config.embed_dim) == ("mha", (), 8)
-    assert (
-        json.loads((place / "recipe.json").read_text(encoding="utf-8"))["config"]["attention"]
-        == "mha"
-    )
+    assert read_plan(place / "run.json").network_config.attention == "mha"
     assert run(maps, "--run", place, "--steps", 1, *plain)[0] == 0
     code, output = run(maps, "--run", place, "--steps", 1)
     assert code == 1 and "started with other settings" in output
@@ -170,13 +160,51 @@ def test_a_part_of_the_network_is_chosen_and_the_run_goes_on_with_it_alone(maps,
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
+def test_a_run_is_shown_and_goes_on_as_any_other(maps, tmp_path):
+    place = tmp_path / "run"
+    words = (maps, "--run", place, "--steps", 3)
+    assert run(*words, "--minutes", 1e-9)[0] == 130
+    shown = CliRunner().invoke(app, ["runs", "show", str(place)]).stdout
+    assert "step 1 of 3" in shown and str(place / "weights.safetensors") in shown
+    assert f"Data set: {maps}" in shown and "same `shmoareg pretrain` command" in shown
+    state = RunState()
+    RunFiles(place).read().apply_to(state)
+    assert not state.garbled and (state.step, state.steps) == (1, 3)
+    assert state.best is not None and len(state.terms["overlap"]) == 1 and state.preview
+    again = ["fine-tune", "--out", str(place), "--resume", "--minutes", "0", "--validate-every"]
+    result = CliRunner().invoke(app, [*again, "2"])
+    assert result.exit_code == 0, result.output
+    assert "Training on synthetic pairs of label maps and random shapes" in result.stdout
+    rows = read_rows(place / "validation.csv")
+    assert [row["step"] for row in rows] == ["0", "1", "2", "3"]
+    assert f"maps: Dice {float(rows[-1]['maps_before']):.4f} to" in result.stdout
+    assert run(*words)[0] == 0, "a setting that may change keeps the command from going on"
+    result = CliRunner().invoke(
+        app, ["evaluate", "--run", str(place), "--out", str(tmp_path / "t")]
+    )
+    assert result.exit_code == 1 and "trained on synthetic pairs" in " ".join(result.output.split())
+
+
+def test_a_run_does_not_go_on_without_its_label_maps(maps, tmp_path):
+    place = tmp_path / "run"
+    words = ("--run", place, "--steps", 1, "--torso", 0.5)
+    assert run(maps, *words)[0] == 0
+    code, output = run(*words)
+    assert code == 1 and "started with other settings" in output
+    code, output = run(maps, *words)
+    assert code == 0, output
+    moved = maps.rename(maps.with_name("moved"))
+    assert run(moved, *words)[0] == 0 and read_plan(place / "run.json").dataset.path == str(moved)
+
+
 def test_a_run_does_not_go_on_with_other_settings(maps, tmp_path):
     place = tmp_path / "run"
     run(maps, "--run", place, "--steps", 2)
     code, output = run(maps, "--run", place, "--steps", 3)
     assert code == 1
     assert "started with other settings" in output
-    assert json.loads((place / "recipe.json").read_text(encoding="utf-8"))["settings"]["steps"] == 2
+    assert read_plan(place / "run.json").settings.steps == 2
 
 
 @pytest.mark.slow
@@ -271,44 +299,6 @@ def test_a_run_does_not_go_on_from_other_weights_and_does_not_need_its_own_any_m
 
 
 @pytest.mark.slow
-def test_a_run_from_before_there_was_from_goes_on_without_it(maps, tmp_path):
-    place = tmp_path / "run"
-    words = (maps, "--run", place, "--steps", 2, "--minutes", 1e-9)
-    assert run(*words)[0] == 130
-    told = json.loads((place / "recipe.json").read_text(encoding="utf-8"))
-    assert told.pop("from") is None
-    (place / "recipe.json").write_text(json.dumps(told), encoding="utf-8")
-    given_weights(tmp_path / "given.safetensors")
-    code, output = run(*words, "--from", tmp_path / "given.safetensors")
-    assert code == 1 and "started with other settings" in output
-    assert run(*words)[0] == 0
-
-
-@pytest.mark.slow
-def test_a_run_from_before_there_was_auto_goes_on_in_the_precision_it_began_in(maps, tmp_path):
-    """Its file has true for "on", and lacks what later versions added."""
-    place = tmp_path / "run"
-    words = (maps, "--run", place, "--steps", 2, "--minutes", 1e-9)
-    assert run(*words, "--bfloat16", "on")[0] == 130
-    assert read_card(place / "weights.safetensors")["in_bfloat16"] is True
-    told = json.loads((place / "recipe.json").read_text(encoding="utf-8"))
-    assert told["settings"]["bfloat16"] == "on"
-    told["settings"]["bfloat16"] = True
-    del told["settings"]["passes"], told["drawing"]["close_shift"]
-    (place / "recipe.json").write_text(json.dumps(told), encoding="utf-8")
-    code, output = run(*words, "--bfloat16", "off")
-    assert code == 1 and "started with other settings" in output
-    code, output = run(*words)
-    assert code == 0, output
-    card = read_card(place / "weights.safetensors")
-    assert (card["steps"], card["in_bfloat16"], card["recipe"]["settings"]["bfloat16"]) == (
-        2,
-        True,
-        "on",
-    )
-
-
-@pytest.mark.slow
 def test_torsos_need_no_label_maps_and_are_validated_on_their_own(maps, tmp_path):
     """Half of the pairs are random shapes then; the pieces go on with the same share."""
     place = tmp_path / "run"
@@ -323,18 +313,17 @@ def test_torsos_need_no_label_maps_and_are_validated_on_their_own(maps, tmp_path
     card = read_card(place / "weights.safetensors")
     assert card["drawn_from"] == "synthetic torsos and random shapes; no scan of a person was used"
     assert card["recipe"]["drawing"]["torso"] == 0.5
-    head, *rows = (place / "log.csv").read_text(encoding="utf-8").splitlines()
-    assert len(rows) == 2 and "validation_after" not in head
-    seen = dict(zip(head.split(","), rows[-1].split(","), strict=True))
-    assert 0 < float(seen["torso_before"]) < 1 and 0 < float(seen["torso_after"]) < 1
+    rows = read_rows(place / "validation.csv")
+    assert [row["step"] for row in rows] == ["0", "1", "2"] and "maps_after" not in rows[-1]
+    assert 0 < float(rows[-1]["torso_before"]) < 1 and 0 < float(rows[-1]["torso_after"]) < 1
     both = tmp_path / "both"
     assert run(maps, "--run", both, "--steps", 1, "--torso", 0.5)[0] == 0
     assert read_card(both / "weights.safetensors")["drawn_from"].startswith(
         "label maps, synthetic torsos and random shapes"
     )
-    assert {"torso_after", "validation_after"} <= set(
-        (both / "log.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
-    )
+    row = read_rows(both / "validation.csv")[-1]
+    mean = (float(row["torso_after"]) + float(row["maps_after"])) / 2
+    assert float(row["dice"]) == pytest.approx(mean) and float(row["torso_folding"]) >= 0
 
 
 def test_a_sheet_of_torsos_needs_no_label_maps(tmp_path, monkeypatch):
@@ -385,16 +374,7 @@ def test_an_unknown_recipe_is_refused(maps, tmp_path):
     assert "no recipe 'huge'" in result.output
 
 
-def test_a_damaged_recipe_is_refused_plainly(maps, tmp_path):
-    place = tmp_path / "run"
-    place.mkdir()
-    (place / "recipe.json").write_text('{"preset": "ti', encoding="utf-8")
-    code, output = run(maps, "--run", place, "--steps", 2)
-    assert code == 1
-    assert "recipe.json is damaged" in output and "Delete it" in output and "bug" not in output
-
-
-def test_a_recipe_that_could_not_be_written_is_not_there(maps, tmp_path, monkeypatch):
+def test_a_plan_that_could_not_be_written_is_not_there(maps, tmp_path, monkeypatch):
     place = tmp_path / "run"
 
     def fails(*_):
@@ -402,8 +382,18 @@ def test_a_recipe_that_could_not_be_written_is_not_there(maps, tmp_path, monkeyp
 
     monkeypatch.setattr("os.replace", fails)
     code, output = run(maps, "--run", place, "--steps", 2)
-    assert code == 1 and "disk is full" in output
-    assert list(place.iterdir()) == []
+    assert code == 1 and "No space left on device" in " ".join(output.split())
+    monkeypatch.undo()
+    assert not (place / "run.json").exists()
+    assert run(maps, "--run", place, "--recipe", "tiny", "--steps", 1)[0] == 0
+
+
+def test_a_folder_of_something_else_is_refused(maps, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("mine", encoding="utf-8")
+    code, output = run(maps, "--run", tmp_path / "run", "--steps", 2)
+    assert code == 1 and "is not empty" in output
+    assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
 
 def test_a_file_in_the_place_of_the_run_is_refused_plainly(maps, tmp_path):
@@ -412,18 +402,124 @@ def test_a_file_in_the_place_of_the_run_is_refused_plainly(maps, tmp_path):
     assert code == 1
     assert "is a file" in output and "--run" in output
     code, output = run(maps, "--run", tmp_path / "run" / "deeper", "--steps", 2)
-    assert code == 1 and "Cannot create the folder" in output
+    assert code == 1 and "Cannot create" in output
     assert (tmp_path / "run").read_text(encoding="utf-8") == "mine"
+
+
+def earlier_run(place, maps, stop, *, weights=None, leave_out=(), **changes):
+    """A run that an earlier version stopped after a step, without some of its settings."""
+    plan = recipes.recipe("tiny", **changes)
+    torch.manual_seed(plan.settings.seed)
+    network = SHMoAReg(plan.network_config())
+    optimiser, mean = make_optimiser(network, plan.settings), recipes.RunningMean(network, 0.99)
+    pairs, log = plan.pairs(read_subjects(maps)), []
+    for step in fine_tune(network, pairs, plan.settings, optimiser=optimiser):
+        mean.follow(network)
+        log.append({"step": step.step, "minutes": 30.0, "total": step.total})
+        if step.step == stop:
+            break
+    told = json.loads(json.dumps(asdict(plan) | {"from": weights}))
+    for name in leave_out:
+        part = next(part for part in (told, told["settings"], told["drawing"]) if name in part)
+        del part[name]
+    place.mkdir()
+    (place / "recipe.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    card = {"name": place.name, "from": weights, "recipe": told, "in_bfloat16": False}
+    card |= {"steps": stop, "minutes": 30.0 * stop}
+    save_network(mean.network, place / "weights.safetensors", card=card)
+    write_table(log, place / "log.csv")
+    save_training_state(place, network, optimiser, stop, log)
+
+
+@pytest.mark.slow
+def test_a_run_of_an_earlier_version_ends_as_one_that_was_never_stopped(maps, tmp_path):
+    """Its recipe.json lacks what later versions added, among it where it started from."""
+    whole, place = tmp_path / "whole", tmp_path / "run"
+    assert run(maps, "--run", whole, "--steps", 5)[0] == 0
+    later = ("from", "config", "passes", "close_shift", *ExpertLearning().to_dict())
+    leave_out = [name for name in later if name != "balance"]
+    earlier_run(place, maps, 3, steps=5, leave_out=leave_out)
+    log = (place / "log.csv").read_bytes()
+    given_weights(tmp_path / "given.safetensors")
+    for wrong in (
+        ("--from", tmp_path / "given.safetensors"),
+        ("--gates", "frozen"),
+        ("--torso", 0.1),
+        ("--bfloat16", "on"),
+    ):
+        code, output = run(maps, "--run", place, "--steps", 5, *wrong)
+        assert code == 1 and "started with other settings" in output
+    assert not (place / "run.json").exists(), "converted by a command that was refused"
+    code, output = run(maps, "--run", place, "--steps", 5)
+    assert code == 0, output
+    for name in ("weights.safetensors", "training.safetensors"):
+        one, other = load_file(whole / name), load_file(place / name)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one if not key.startswith("random"))
+    assert (place / "log.csv").read_bytes() == log
+    assert [row["step"] for row in read_rows(place / "metrics.csv")] == ["4", "5"]
+    assert read_card(place / "weights.safetensors")["minutes"] >= 90
+
+
+@pytest.mark.slow
+def test_a_run_of_an_earlier_version_killed_while_it_is_converted_is_converted_once(
+    maps, tmp_path, monkeypatch
+):
+    """Its state is written, run.json is not; then its weights are lost, and its mean is not."""
+    whole, place = tmp_path / "whole", tmp_path / "run"
+    earlier_run(whole, maps, 2, steps=3)
+    shutil.copytree(whole, place)
+    assert run(maps, "--run", whole, "--steps", 3)[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("napari_shmoareg.training.plan.write_plan", lambda *_: sys.exit(9))
+        assert run(maps, "--run", place, "--steps", 3)[0] == 9
+    (place / "weights.safetensors").unlink()
+    code, output = run(maps, "--run", place, "--steps", 3)
+    assert code == 0 and "restarts" not in output
+    one, other = (load_file(each / "weights.safetensors") for each in (whole, place))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.slow
+def test_a_run_from_before_there_was_auto_goes_on_in_the_precision_it_began_in(maps, tmp_path):
+    """Its file has true for "on"."""
+    place = tmp_path / "run"
+    earlier_run(place, maps, 1, steps=2, bfloat16="on")
+    told = json.loads((place / "recipe.json").read_text(encoding="utf-8"))
+    told["settings"]["bfloat16"] = True
+    (place / "recipe.json").write_text(json.dumps(told), encoding="utf-8")
+    code, output = run(maps, "--run", place, "--steps", 2, "--bfloat16", "off")
+    assert code == 1 and "started with other settings" in output
+    code, output = run(maps, "--run", place, "--steps", 2)
+    assert code == 0, output
+    card = read_card(place / "weights.safetensors")
+    assert (card["steps"], card["in_bfloat16"], card["recipe"]["settings"]["bfloat16"]) == (
+        2,
+        True,
+        "on",
+    )
+
+
+@pytest.mark.parametrize("damaged", ['{"preset": "ti', "[]", '{"preset": "tiny", "settings": 3}'])
+def test_a_damaged_recipe_of_an_earlier_version_is_refused_plainly(damaged, maps, tmp_path):
+    place = tmp_path / "run"
+    place.mkdir()
+    (place / "recipe.json").write_text(damaged, encoding="utf-8")
+    code, output = run(maps, "--run", place, "--steps", 2)
+    assert code == 1
+    assert "recipe.json is damaged" in " ".join(output.split()) and "bug" not in output
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("left", ["ahead", "gone", "of the same step"])
-def test_weights_that_are_not_of_the_state_s_step_begin_the_mean_anew(left, maps, tmp_path):
+def test_weights_of_an_earlier_version_that_are_not_of_the_state_s_step_begin_the_mean_anew(
+    left, maps, tmp_path
+):
     """As after a kill between the two files: the weights are ahead of the state, here with numbers
     that stand out.
     """
     place = tmp_path / "run"
-    run(maps, "--run", place, "--steps", 3, "--minutes", 1e-9)
+    earlier_run(place, maps, 1, steps=3)
     weights = place / "weights.safetensors"
     network, card = load_network(weights), read_card(weights)
     with torch.no_grad():

@@ -67,13 +67,7 @@ def options(scans, weights):
         "--device=cpu",
         f"--from={weights}",
     ]
-    run = [
-        "--split=4/2/0",
-        "--affine=none",
-        "--validate-every=0",
-        "--save-every=2",
-        "--no-tensorboard",
-    ]
+    run = "--split=4/2/0 --affine=none --validate-every=0 --save-every=2 --no-tensorboard".split()
     return [str(scans), *found, *learning, *run]
 
 

@@ -2,72 +2,41 @@
 
 from __future__ import annotations
 
-import json
-
 import nibabel
 import numpy as np
 import pytest
 
-QUICK = ("--no-figures", "--affine", "none")
+QUICK = "--no-figures --affine none "
 
 
-def test_two_files_become_a_folder_and_a_table(files, weights, shmoareg):
-    out = files.folder / "new" / "result"
+def test_two_files_become_a_folder_and_a_table(files, register, read_json):
     labels = ("--moving-labels", files.moving_labels, "--fixed-labels", files.fixed_labels)
-    result = shmoareg(
-        "register", files.moving, files.fixed, *labels, "--weights", weights, "--out", out
-    )
+    result, out = register("", *labels, out="new/result")
     assert result.exit_code == 0, result.stderr
-    names = {p.name for p in out.iterdir()}
-    assert names >= {
-        "warped.nii.gz",
-        "warped_labels.nii.gz",
-        "displacement.nii.gz",
-        "transform.h5",
-        "report.json",
-    }
+    images = {"warped.nii.gz", "warped_labels.nii.gz", "displacement.nii.gz"}
+    assert {p.name for p in out.iterdir()} >= images | {"transform.h5", "report.json"}
     assert (out / "figures" / "overview.png").stat().st_size > 10_000
-    for words in (
-        "before",
-        "after affine",
-        "Dice",
-        "folded voxels",
-        "correlation",
-        str(out),
-        "overview.png",
-    ):
-        assert words in result.stdout, result.stdout
-    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    assert f"{report['dice']['after']['mean']:.3f}" in result.stdout
+    words = ("before", "after affine", "Dice", "folded voxels", "correlation", "overview.png")
+    for word in (*words, str(out)):
+        assert word in result.stdout, result.stdout
+    assert f"{read_json(out / 'report.json')['dice']['after']['mean']:.3f}" in result.stdout
+    # progress goes to stderr, and only results to stdout
+    assert "reading ..." in result.stderr and "..." not in result.stdout
 
 
 @pytest.mark.slow
-def test_without_a_network_the_folder_has_no_experts(files, shmoareg, plain):
+def test_without_a_network_the_folder_has_no_experts(files, shmoareg, plain, read_json):
     out = files.folder / "out"
-    words = (
-        "register",
-        files.moving,
-        files.fixed,
-        "--network",
-        "none",
-        "--size",
-        24,
-        "--out",
-        out,
-        "--no-figures",
-    )
+    words = ("register", files.moving, files.fixed, "--out", out)
+    words += tuple("--network none --size 24 --no-figures".split())
     plain(shmoareg(*words, "--weights", "small")).search("--weights would have no effect")
     result = shmoareg(*words, "--refine", 10, "--keep", "last")
     assert result.exit_code == 0, result.stderr
-    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    assert (
-        report["weights"] == "none"
-        and report["experts_of"] == "no network"
-        and report["kept"] == "refined"
-    )
-    assert "without a network" in result.stdout and [
-        p.name for p in (out / "experts").iterdir()
-    ] == ["loads.csv"]
+    report = read_json(out / "report.json")
+    found = [report[name] for name in ("weights", "experts_of", "kept")]
+    assert found == ["none", "no network", "refined"]
+    assert "without a network" in result.stdout
+    assert [p.name for p in (out / "experts").iterdir()] == ["loads.csv"]
 
 
 def test_the_warped_image_stands_on_the_fixed_image(registered, files):
@@ -76,161 +45,103 @@ def test_the_warped_image_stands_on_the_fixed_image(registered, files):
     assert np.allclose(warped.affine, fixed.affine, atol=1e-4)
 
 
-def test_the_stages_have_one_name_everywhere(registered):
+def test_the_stages_have_one_name_everywhere(registered, read_json):
     from napari_shmoareg.metrics.measure import SHOWN_STAGES
 
-    report = json.loads((registered / "report.json").read_text(encoding="utf-8"))
+    report = read_json(registered / "report.json")
     for name in ("similarity", "dice", "assd_mm", "hd95_mm"):
         assert tuple(report[name]) == SHOWN_STAGES == ("before", "affine", "after"), name
 
 
 @pytest.mark.slow
-def test_one_volume_of_a_4d_image_is_registered(files, pair, weights, shmoareg):
+def test_one_volume_of_a_4d_image_is_registered(files, pair, register):
     four = files.folder / "four.nii.gz"
     stack = np.stack([np.zeros_like(pair.moving.values), pair.moving.values], axis=-1)
     nibabel.save(nibabel.Nifti1Image(stack, pair.moving.grid.affine), four)
-    for out, moving, more in (("a", files.moving, ()), ("b", four, ("--channel", "1"))):
-        options = ("--weights", weights, "--out", files.folder / out, *more, *QUICK)
-        assert shmoareg("register", moving, files.fixed, *options).exit_code == 0
-    one, two = (
-        nibabel.load(files.folder / out / "warped.nii.gz").get_fdata() for out in ("a", "b")
-    )
-    assert np.array_equal(one, two)
+    warped = []
+    for name, moving, more in (("a", files.moving, ""), ("b", four, "--channel 1")):
+        result, out = register(QUICK + more, moving=moving, out=name)
+        assert result.exit_code == 0, result.stderr
+        warped.append(nibabel.load(out / "warped.nii.gz").get_fdata())
+    assert np.array_equal(*warped)
 
 
-def test_without_labels_the_table_has_no_dice_and_the_folder_no_labels(files, weights, shmoareg):
-    out = files.folder / "out"
-    result = shmoareg(
-        "register", files.moving, files.fixed, "--weights", weights, "--out", out, *QUICK
-    )
+def test_without_labels_the_table_has_no_dice_and_the_folder_no_labels(register):
+    result, out = register(QUICK)
     assert result.exit_code == 0, result.stderr
     assert "Dice" not in result.stdout
     assert not (out / "warped_labels.nii.gz").exists() and not (out / "figures").exists()
 
 
-def test_quiet_prints_nothing_but_what_to_know_before_trusting_the_result(files, weights, shmoareg):
-    out = files.folder / "out"
-    result = shmoareg(
-        "register", files.moving, files.fixed, "--weights", weights, "--out", out, "-q", *QUICK
-    )
+def test_quiet_prints_nothing_but_what_to_know_before_trusting_the_result(
+    register, shmoareg, read_json
+):
+    result, out = register(QUICK + "-q")
     assert (result.exit_code, result.stdout) == (0, "")
-    notes = json.loads((out / "report.json").read_text(encoding="utf-8"))["warnings"]
+    notes = read_json(out / "report.json")["warnings"]
     assert notes and result.stderr == "".join(f"Caution: {note}\n" for note in notes)
     told = " ".join(shmoareg("register", "--help").stdout.split())
     assert "Print errors and warnings only." in told
 
 
-def test_progress_goes_to_stderr_and_only_results_to_stdout(files, weights, shmoareg):
-    out = files.folder / "out"
-    result = shmoareg(
-        "register", files.moving, files.fixed, "--weights", weights, "--out", out, *QUICK
-    )
-    assert "reading ..." in result.stderr
-    assert "..." not in result.stdout
-
-
 @pytest.mark.parametrize(
-    ("options", "field", "value"),
+    ("options", "wanted"),
     [
-        (("--affine", "none"), "affine", "none"),
-        (("--size", "native"), "size", "native"),
-        (("--size", "16"), "size", 16),
-        (("--refine", "3"), "refine", 3),
-        (("--refine", "2", "--similarity", "mind"), "similarity", "mind"),
-        (("--contrast", "keep"), "contrast", "keep"),
+        ("--size native --contrast keep", {"size": "native", "contrast": "keep"}),
+        ("--size 16 --refine 3", {"size": 16, "refine": 3, "affine": "none"}),
     ],
 )
-def test_an_option_reaches_the_report(options, field, value, files, weights, shmoareg):
-    out = files.folder / "out"
-    result = shmoareg(
-        "register", files.moving, files.fixed, "--weights", weights, "--out", out, *QUICK, *options
-    )
+def test_options_reach_the_report(options, wanted, register, read_json):
+    result, out = register(QUICK + options)
     assert result.exit_code == 0, result.stderr
-    assert json.loads((out / "report.json").read_text(encoding="utf-8"))["settings"][field] == value
+    settings = read_json(out / "report.json")["settings"]
+    assert {name: settings[name] for name in wanted} == wanted
 
 
-def test_what_was_chosen_is_said_with_its_reason(files, weights, shmoareg):
-    out = files.folder / "out"
-    options = ("--weights", weights, "--out", out, "--refine", "2", "--similarity", "mind", *QUICK)
-    result = shmoareg("register", files.moving, files.fixed, *options)
+def test_what_was_chosen_is_said_with_its_reason(register, read_json):
+    result, out = register(QUICK + "--refine 2 --similarity mind")
     assert result.exit_code == 0, result.stderr
-    choices = json.loads((out / "report.json").read_text(encoding="utf-8"))["choices"]
+    report = read_json(out / "report.json")
+    assert (report["settings"]["refine"], report["settings"]["similarity"]) == (2, "mind")
+    choices = report["choices"]
     assert list(choices) == ["weights", "affine", "contrast", "similarity", "refinement", "kept"]
-    assert (
-        choices["similarity"] == "mind, as requested" and "headers were used" in choices["affine"]
-    )
+    assert choices["similarity"] == "mind, as requested"
+    assert "headers were used" in choices["affine"]
     assert all(reason in result.stdout for reason in choices.values())
 
 
-def test_a_refined_pair_is_more_alike_and_its_time_is_told(files, weights, shmoareg):
+def test_a_refined_pair_is_more_alike_and_the_same_command_gives_the_same_numbers(
+    register, read_json
+):
     reports = []
-    for steps in (0, 40):
-        out = files.folder / str(steps)
-        options = ("--weights", weights, "--out", out, "--keep", "last", *QUICK, "--refine", steps)
-        assert shmoareg("register", files.moving, files.fixed, *options).exit_code == 0
-        reports.append(json.loads((out / "report.json").read_text(encoding="utf-8")))
-    plain, refined = reports
+    for name, steps in (("plain", 0), ("again", 0), ("refined", 40)):
+        result, out = register(QUICK + f"--keep last --refine {steps}", out=name)
+        assert result.exit_code == 0, result.stderr
+        reports.append(read_json(out / "report.json"))
+    plain, again, refined = reports
+    assert plain["similarity"] == again["similarity"]
+    assert plain["expert_loads"] == again["expert_loads"]
     assert refined["similarity"]["after"]["ncc"] > plain["similarity"]["after"]["ncc"] + 0.005
     assert refined["seconds"]["refine"] > 0 and "refine" not in plain["seconds"]
 
 
-def test_a_similarity_for_nothing_is_refused(files, weights, shmoareg, plain):
-    out = files.folder / "out"
-    result = shmoareg(
-        "register",
-        files.moving,
-        files.fixed,
-        "--weights",
-        weights,
-        "--out",
-        out,
-        "--similarity",
-        "mind",
-    )
+def test_a_similarity_for_nothing_is_refused(register, plain):
+    result, out = register("--similarity mind")
     assert plain(result).search("Give --refine 60")
     assert not out.exists()
 
 
-@pytest.mark.parametrize(
-    "wrong", [("--refine", "-1"), ("--refine", "many"), ("--similarity", "ssd")]
-)
-def test_a_wrong_refinement_is_refused_before_anything_is_read(wrong, files, weights, shmoareg):
-    out = files.folder / "out"
-    result = shmoareg(
-        "register", files.moving, files.fixed, "--weights", weights, "--out", out, *wrong
-    )
-    assert result.exit_code == 2 and wrong[0] in result.stderr
-    assert not out.exists()
-
-
 def test_a_diffeomorphic_registration_folds_hardly_where_the_plain_one_does(
-    files, folding_weights, shmoareg
+    folding_weights, register, read_json
 ):
     reports = []
     for option in ("--no-diffeomorphic", "--diffeomorphic"):
-        out = files.folder / option
-        options = ("--weights", folding_weights, "--out", out, "--keep", "last", *QUICK, option)
-        result = shmoareg("register", files.moving, files.fixed, *options)
+        result, out = register(QUICK + f"--keep last {option}", by=folding_weights, out=option)
         assert result.exit_code == 0, result.stderr
-        reports.append(json.loads((out / "report.json").read_text(encoding="utf-8")))
+        reports.append(read_json(out / "report.json"))
     plain, smooth = reports
-    assert (plain["settings"]["diffeomorphic"], smooth["settings"]["diffeomorphic"]) == (
-        False,
-        True,
-    )
+    assert [report["settings"]["diffeomorphic"] for report in reports] == [False, True]
     assert plain["folding_percent"] > 5
     assert smooth["folding_percent"] < plain["folding_percent"] / 50
     assert any("folds" in warning for warning in plain["warnings"])
     assert not any("folds" in warning for warning in smooth["warnings"])
-
-
-def test_the_same_command_gives_the_same_numbers(files, weights, shmoareg):
-    reports = []
-    for name in ("one", "two"):
-        out = files.folder / name
-        shmoareg(
-            "register", files.moving, files.fixed, "--weights", weights, "--out", out, *QUICK, "-q"
-        )
-        reports.append(json.loads((out / "report.json").read_text(encoding="utf-8")))
-    assert reports[0]["similarity"] == reports[1]["similarity"]
-    assert reports[0]["expert_loads"] == reports[1]["expert_loads"]

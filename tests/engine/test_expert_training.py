@@ -498,7 +498,7 @@ EVERYTHING = {
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_stopped_run_with_all_of_it_goes_on_to_the_same_weights(checkpointing, pairs):
     settings = FineTuning(
-        steps=6, learning_rate=1e-3, similarity="lncc", checkpointing=checkpointing, **EVERYTHING
+        steps=4, learning_rate=1e-3, similarity="lncc", checkpointing=checkpointing, **EVERYTHING
     )
     whole, other = fresh(settings), fresh(settings)
     start_experts(whole, settings)
@@ -507,9 +507,9 @@ def test_a_stopped_run_with_all_of_it_goes_on_to_the_same_weights(checkpointing,
     part = []
     for step in fine_tune(other, pairs, settings, optimiser=optimiser):
         part.append(step.total)
-        if step.step == 3:
+        if step.step == 2:
             break
-    part += [s.total for s in fine_tune(other, pairs, settings, optimiser=optimiser, start=3)]
+    part += [s.total for s in fine_tune(other, pairs, settings, optimiser=optimiser, start=2)]
     assert part == totals and not changed(parts(whole), other)
     assert any(gate.choice_bias.any() for gate in softmax_gates(whole))
     assert any(isinstance(module, MoA) for module in whole.modules())
@@ -564,8 +564,8 @@ def test_the_weight_of_head_diversity_makes_heads_attend_less_alike(pairs, check
     for weight in (0.0, 5.0):
         network = fresh()
         settings = FineTuning(
-            steps=12,
-            learning_rate=3e-3,
+            steps=6,
+            learning_rate=6e-3,
             head_diversity_weight=weight,
             similarity="lncc",
             checkpointing=checkpointing,

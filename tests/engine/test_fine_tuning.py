@@ -125,10 +125,10 @@ def test_the_first_pass_has_no_gradient_and_leaves_the_network_in_training(
     network, pairs, monkeypatch
 ):
     witness = Witness(monkeypatch)
-    settings = FineTuning(steps=12, cascade=1.0, diffeomorphic=0.5)
+    settings = FineTuning(steps=6, cascade=1.0, diffeomorphic=0.5)
     for _ in fine_tune(network, pairs, settings):
         assert network.training
-    assert len(witness.passes) == 12
+    assert len(witness.passes) == 6
     low, high = step_module.FIRST_PASS
     for share, _, training, gradient, found in witness.passes:
         assert low <= share <= high

@@ -9,7 +9,7 @@ import torch
 
 from napari_shmoareg.model import SHMoAReg, SHMoARegConfig
 from napari_shmoareg.training.settings import FineTuning
-from napari_shmoareg.training.step import passes_after, with_passes
+from napari_shmoareg.training.step import passes_after, with_config
 
 TWO = SHMoARegConfig.preset("tiny", passes=(0.5, 1.0))
 FINE, COARSE = (37, 52, 34), (18, 26, 17)
@@ -38,9 +38,9 @@ def test_weights_of_one_pass_stay_so():
 
 def test_other_passes_are_the_same_weights_in_another_network():
     network = SHMoAReg(TWO)
-    other = with_passes(network, (1.0,))
+    other = with_config(network, replace(network.config, passes=(1.0,)))
     assert other.config.passes == (1.0,) and network.config.passes == (0.5, 1.0)
     assert all(
         torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True)
     )
-    assert with_passes(other, (1.0,)) is other
+    assert with_config(other, other.config) is other

@@ -75,7 +75,7 @@ def test_a_network_that_moves_nothing_leaves_the_affine_alone(pair):
 
 
 def test_without_a_network_the_refinement_deforms_what_the_alignment_left(pair):
-    aligned = register(pair, None, affine="affine", size=24)
+    aligned = register(pair, None, affine="rigid", size=24)
     refined = register(pair, None, affine="none", size=24, refine=20, keep="last")
     assert aligned.kept == "affine" and np.allclose(aligned.jacobian.values, 1)
     assert (
@@ -98,7 +98,7 @@ def test_a_smoother_deformation_is_smoother(pair):
 
 
 def test_the_refinement_ends_when_its_seconds_are_over(pair):
-    hasty = register(pair, None, size=24, refine=50, refine_seconds=0.0)
+    hasty = register(pair, None, affine="none", size=24, refine=50, refine_seconds=0.0)
     assert re.search(r"^1 steps", hasty.choices["refinement"])
 
 
@@ -183,7 +183,7 @@ def test_images_that_do_not_meet_by_their_headers_have_no_similarity_before(pair
     far = np.eye(4)
     far[:3, 3] = (0, 600, 0)
     moving = Volume(pair.moving.values, Grid(pair.moving.grid.shape, far @ pair.moving.grid.affine))
-    result = register(VolumePair(moving, pair.fixed), Shifting())
+    result = register(VolumePair(moving, pair.fixed), Shifting(), affine="rigid")
     assert result.similarity["before"] is None
     assert result.similarity["after"].ncc > 0.8
 

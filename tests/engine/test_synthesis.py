@@ -19,11 +19,12 @@ from napari_shmoareg.training.recipes import (
     RECIPES,
     recipe,
     split_subjects,
-    validate,
     validation_pairs,
 )
+from napari_shmoareg.training.run_writer import measures_of_kind
 from napari_shmoareg.training.synthesis import SyntheticPairs, align_subjects, smooth_noise
 from napari_shmoareg.training.synthesis_settings import SynthesisSettings
+from napari_shmoareg.training.validation import validate
 
 EXTENT = ((74.0, 78.0), (92.0, 98.0), (80.0, 86.0))
 DRAWING = SynthesisSettings(extent=EXTENT, size=(16, 18), labels=3)
@@ -261,9 +262,15 @@ def test_validation_sees_only_held_out_subjects(subjects):
     assert (len(train), len(held)) == (6, 2)
 
 
+def measures(network, pairs):
+    """Soft Dice before and after registration, folding in percent."""
+    found = measures_of_kind(validate(network, pairs), "maps")
+    return [found[f"maps_{name}"] for name in ("before", "after", "folding")]
+
+
 def test_validation_of_a_network_that_moves_nothing_changes_nothing(subjects):
     network = SHMoAReg(SHMoARegConfig.preset("tiny"))
-    before, after, folding = validate(
+    before, after, folding = measures(
         network, validation_pairs(subjects, DRAWING, size=18, count=2)
     )
     assert after == pytest.approx(before, abs=1e-3)
@@ -301,7 +308,7 @@ class TwoPasses(nn.Module):
 def test_validation_runs_all_passes(subjects):
     network = TwoPasses()
     (pair,) = validation_pairs(subjects, DRAWING, size=32, count=1)
-    _, after, folding = validate(network, [pair])
+    _, after, folding = measures(network, [pair])
     coarse = torch.zeros(1, 3, *(round(n / 2) for n in pair.grid.shape))
     coarse[:, 1] = 1.0
     fine = torch.zeros(1, 3, *pair.grid.shape)

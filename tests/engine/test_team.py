@@ -20,14 +20,7 @@ from napari_shmoareg.training.distributed import (
     world_size,
 )
 
-VARIABLES = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "SLURM_STEP_NUM_TASKS",
-    "MASTER_ADDR",
-)
+VARIABLES = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE SLURM_STEP_NUM_TASKS MASTER_ADDR".split()
 
 
 def test_a_process_alone_is_its_own_leader_does_everything_and_needs_no_accelerate():
@@ -109,57 +102,45 @@ def test_a_lost_process_is_an_error_of_input_which_commands_say_in_words():
     assert issubclass(LostProcessError, InputError)
 
 
-def _environment(**variables: str) -> dict[str, str]:
-    return {key: str(value) for key, value in variables.items()}
+def _environment(text: str) -> dict[str, str]:
+    return dict(word.split("=") for word in text.split())
 
 
 def test_what_srun_tells_becomes_what_torchrun_would_tell():
     task = _environment(
-        SLURM_JOB_ID=4711,
-        SLURM_STEP_ID=2,
-        SLURM_STEP_NUM_TASKS=6,
-        SLURM_STEP_NODELIST="gpu[03-04,17]",
-        SLURM_STEP_TASKS_PER_NODE="2(x3)",
-        SLURM_PROCID=5,
-        SLURM_LOCALID=1,
+        "SLURM_JOB_ID=4711 SLURM_STEP_ID=2 SLURM_STEP_NUM_TASKS=6 SLURM_PROCID=5 SLURM_LOCALID=1"
+        " SLURM_STEP_NODELIST=gpu[03-04,17] SLURM_STEP_TASKS_PER_NODE=2(x3)"
     )
-    found = process_environment(task)
-    assert found == _environment(
-        RANK=5,
-        WORLD_SIZE=6,
-        LOCAL_RANK=1,
-        LOCAL_WORLD_SIZE=2,
-        MASTER_ADDR="gpu03",
-        MASTER_PORT=24713,
+    assert process_environment(task) == _environment(
+        "RANK=5 WORLD_SIZE=6 LOCAL_RANK=1 LOCAL_WORLD_SIZE=2 MASTER_ADDR=gpu03 MASTER_PORT=24713"
     )
-    assert (
-        process_environment(task | {"MASTER_PORT": "9", "MASTER_ADDR": "other"})["MASTER_ADDR"]
-        == "other"
-    )
-    alone = {**task, "SLURM_STEP_NODELIST": "solo,gpu9"}
-    assert process_environment(alone)["MASTER_ADDR"] == "solo"
+    for other, address in (
+        ({"MASTER_PORT": "9", "MASTER_ADDR": "other"}, "other"),
+        ({"SLURM_STEP_NODELIST": "solo,gpu9"}, "solo"),
+    ):
+        assert process_environment(task | other)["MASTER_ADDR"] == address
 
 
-def test_a_batch_script_and_a_single_task_are_no_team():
-    assert process_environment({}) is None
-    assert process_environment(_environment(SLURM_JOB_ID=1, SLURM_NTASKS=4, SLURM_PROCID=0)) is None
-    assert (
-        process_environment(_environment(SLURM_STEP_NUM_TASKS=1, SLURM_PROCID=0, SLURM_LOCALID=0))
-        is None
-    )
-    assert process_environment(_environment(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0)) is None
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "SLURM_JOB_ID=1 SLURM_NTASKS=4 SLURM_PROCID=0",
+        "SLURM_STEP_NUM_TASKS=1 SLURM_PROCID=0 SLURM_LOCALID=0",
+        "RANK=0 WORLD_SIZE=1 LOCAL_RANK=0",
+    ],
+)
+def test_a_batch_script_and_a_single_task_are_no_team(text):
+    assert process_environment(_environment(text)) is None
 
 
 def test_torchrun_under_srun_decides():
-    both = _environment(
-        RANK=3,
-        WORLD_SIZE=8,
-        LOCAL_RANK=3,
-        LOCAL_WORLD_SIZE=4,
-        SLURM_STEP_NUM_TASKS=2,
-        SLURM_PROCID=0,
+    found = process_environment(
+        _environment(
+            "RANK=3 WORLD_SIZE=8 LOCAL_RANK=3 LOCAL_WORLD_SIZE=4 SLURM_STEP_NUM_TASKS=2"
+            " SLURM_PROCID=0"
+        )
     )
-    found = process_environment(both)
     assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_WORLD_SIZE"]) == ("3", "8", "4")
 
 

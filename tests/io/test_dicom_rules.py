@@ -19,23 +19,10 @@ from napari_shmoareg.errors import InputError
 from napari_shmoareg.io import dicom, read_image
 from napari_shmoareg.io.dicom_pixels import DicomWarning
 
-CT, MR, PET = (
-    "1.2.840.10008.5.1.4.1.1.2",
-    "1.2.840.10008.5.1.4.1.1.4",
-    "1.2.840.10008.5.1.4.1.1.128",
-)
-ENHANCED_MR, ENHANCED_PET = "1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.130"
-CAPTURE, CAPTURES, XA = (
-    "1.2.840.10008.5.1.4.1.1.7",
-    "1.2.840.10008.5.1.4.1.1.7.3",
-    "1.2.840.10008.5.1.4.1.1.12.1",
-)
-NM, DOSE, SEG = (
-    "1.2.840.10008.5.1.4.1.1.20",
-    "1.2.840.10008.5.1.4.1.1.481.2",
-    "1.2.840.10008.5.1.4.1.1.66.4",
-)
-STRUCTURES, REPORT = "1.2.840.10008.5.1.4.1.1.481.3", "1.2.840.10008.5.1.4.1.1.88.11"
+CLASS = "1.2.840.10008.5.1.4.1.1."
+CT, MR, PET, ENHANCED_MR = (CLASS + n for n in ("2", "4", "128", "4.1"))
+CAPTURE, CAPTURES, XA, NM = (CLASS + n for n in ("7", "7.3", "12.1", "20"))
+DOSE, SEG, STRUCTURES, REPORT = (CLASS + n for n in ("481.2", "66.4", "481.3", "88.11"))
 SERIES = "1.2.826.0.1.3680043.8.498.1"
 NX, NY, NZ = 9, 7, 6
 SPACING, STEP = (1.5, 0.75), 2.5  # between columns, between rows; between slices
@@ -59,18 +46,12 @@ def volume(dtype=np.int16, low=0, high=900, seed=0):
 
 
 def new(sop, number=1, series=SERIES, syntax=ExplicitVRLittleEndian):
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = (
-        UID(sop),
-        UID(f"{series}.{number}"),
-    )
+    meta, own = FileMetaDataset(), UID(f"{series}.{number}")
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = UID(sop), own
     meta.TransferSyntaxUID = syntax
-    d = FileDataset("x", {}, file_meta=meta, preamble=b"\0" * 128)
-    d.SOPClassUID, d.SOPInstanceUID, d.SeriesInstanceUID = (
-        UID(sop),
-        UID(f"{series}.{number}"),
-        series,
-    )
+    order = {"is_implicit_VR": syntax.is_implicit_VR, "is_little_endian": syntax.is_little_endian}
+    d = FileDataset("x", {}, file_meta=meta, preamble=b"\0" * 128, **order)
+    d.SOPClassUID, d.SOPInstanceUID, d.SeriesInstanceUID = UID(sop), own, series
     d.StudyInstanceUID, d.SeriesDescription, d.InstanceNumber = "1.2.3", "thorax", number
     return d
 

@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_fragments
 from pydicom.sequence import Sequence
 from pydicom.uid import (
@@ -31,8 +31,9 @@ from napari_shmoareg.io import dicom_pixels, read_image
 from napari_shmoareg.io import dicom_pixels as dicom_pixels_module
 from napari_shmoareg.io.dicom_pixels import DicomWarning
 
+from .test_dicom_rules import SERIES, item, new, put_pixels, refused
+
 CT, PET, ENHANCED_PET = (f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("2", "128", "130"))
-SERIES = "1.2.826.0.1.3680043.8.498.2"
 NX, NY, NZ = 9, 7, 4
 SHIPPED = Path(pydicom.__file__).parent / "data"
 
@@ -41,46 +42,11 @@ def volume(low=0, high=900, dtype=np.int16):
     return np.random.default_rng(3).integers(low, high, (NX, NY, NZ), dtype=dtype)
 
 
-def new(sop, number, syntax):
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = (
-        UID(sop),
-        UID(f"{SERIES}.{number}"),
-    )
-    meta.TransferSyntaxUID = syntax
-    implicit, little = syntax.is_implicit_VR, syntax.is_little_endian
-    d = FileDataset(
-        "x",
-        {},
-        file_meta=meta,
-        preamble=b"\0" * 128,
-        is_implicit_VR=implicit,
-        is_little_endian=little,
-    )
-    d.SOPClassUID, d.SOPInstanceUID, d.SeriesInstanceUID = (
-        UID(sop),
-        UID(f"{SERIES}.{number}"),
-        SERIES,
-    )
-    d.SamplesPerPixel, d.PhotometricInterpretation = 1, "MONOCHROME2"
-    return d
-
-
-def put_pixels(d, array):
-    d.Rows, d.Columns = array.shape[-2:]
-    d.BitsAllocated = d.BitsStored = 8 * array.dtype.itemsize
-    d.HighBit, d.PixelRepresentation = d.BitsStored - 1, int(array.dtype.kind == "i")
-    order = ">" if d.file_meta.TransferSyntaxUID == ExplicitVRBigEndian else "<"
-    content = np.ascontiguousarray(array, array.dtype.newbyteorder(order)).tobytes()
-    d.PixelData = content + b"\0" * (len(content) % 2)
-    d["PixelData"].VR = "OW" if d.BitsAllocated > 8 else "OB"
-
-
 def classic(folder, values, *, edit=None, sop=CT, syntax=ExplicitVRLittleEndian):
     """A file for each slice; `values` may be a list of slices of several types."""
     folder.mkdir(exist_ok=True)
     for n in range(NZ):
-        d = new(sop, n, syntax)
+        d = new(sop, n, syntax=syntax)
         d.ImagePositionPatient, d.ImageOrientationPatient = [0, 0, 3 * n], [1, 0, 0, 0, 1, 0]
         d.PixelSpacing = [1, 1]
         put_pixels(d, values[n].T if isinstance(values, list) else values[:, :, n].T)
@@ -97,16 +63,9 @@ def scaled(slopes, intercepts):
     return edit
 
 
-def item(**elements):
-    d = Dataset()
-    for keyword, value in elements.items():
-        setattr(d, keyword, value)
-    return Sequence([d])
-
-
 def multi(folder, values, *, slopes=None, intercepts=None, edit=None, sop=ENHANCED_PET):
     folder.mkdir(exist_ok=True)
-    d = new(sop, 0, ExplicitVRLittleEndian)
+    d = new(sop, 0)
     put_pixels(d, values.transpose(2, 1, 0))
     d.NumberOfFrames = NZ
     shared, frames = Dataset(), []
@@ -126,14 +85,6 @@ def multi(folder, values, *, slopes=None, intercepts=None, edit=None, sop=ENHANC
         edit(d)
     d.save_as(folder / "a.dcm", enforce_file_format=True)
     return folder
-
-
-def refused(path, *words):
-    with pytest.raises(InputError) as caught:
-        read_image(path)
-    text = str(caught.value)
-    for word in words:
-        assert word in text, text
 
 
 # Slope and intercept

@@ -7,8 +7,6 @@ from __future__ import annotations
 import gzip
 import os
 import resource
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import pytest
 import SimpleITK as sitk
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.io import read_image
+from napari_shmoareg.io import read_image, read_transform
 from napari_shmoareg.io.images import inspect_file
 from napari_shmoareg.io.orientation import AmbiguousOrientation
 from napari_shmoareg.io.streams import UnreadBytes
@@ -313,31 +311,17 @@ def test_a_bomb_behind_a_small_header_is_not_unpacked(name, tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10  # KiB
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are of POSIX")
 def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path):
-    names = []
     for name in ("a.nii.gz", "a.nii", "a.mha", "a.nrrd", "a.mgz"):
         os.mkfifo(tmp_path / name)
         (tmp_path / f"link-{name}").symlink_to(tmp_path / name)
-        names += [tmp_path / name, tmp_path / f"link-{name}"]
-    code = (
-        "import sys\n"
-        "from napari_shmoareg.io import read_image, read_transform\n"
-        "from napari_shmoareg.io.images import inspect_file\n"
-        "for name in sys.argv[1:]:\n"
-        "    inspect_file(name)\n"
-        "    for read in (read_image, read_transform):\n"
-        "        try: read(name)\n"
-        "        except ValueError as error: print(error)\n"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", code, *names],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert ended.stdout.count("is a named pipe; a regular file was expected") == 20
+        for path in (tmp_path / name, tmp_path / f"link-{name}"):
+            inspect_file(path)
+            for read in (read_image, read_transform):
+                with pytest.raises(InputError, match="is a named pipe; a regular file was expect"):
+                    read(path)
 
 
 def test_a_device_is_refused(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,25 +26,28 @@ from napari_shmoareg.io.report import build_report, plain, read_registration_sum
 from napari_shmoareg.metrics.measure import measure
 from napari_shmoareg.model import RoutingTrace
 
-FILES = {
-    "inputs",
-    "warped.nii.gz",
-    "warped_labels.nii.gz",
-    "displacement.nii.gz",
-    "transform.h5",
-    "jacobian.nii.gz",
-    "report.json",
-    "experts",
-    "figures",
-}
+FILES = set(
+    "inputs warped.nii.gz warped_labels.nii.gz displacement.nii.gz transform.h5 jacobian.nii.gz"
+    " report.json experts figures".split()
+)
 
 
-@pytest.fixture
-def registration(pair, tiny_network):
-    """On a network grid of 20 voxels along its longest axis, headers trusted."""
-    from napari_shmoareg.registration.register import register
+@pytest.fixture(scope="module")
+def written(registered_phantoms, tmp_path_factory):
+    """The folder of the `registration` without figures; not to be changed."""
+    folder = tmp_path_factory.mktemp("written") / "out"
+    write_registration(registered_phantoms, folder, weights="tiny", figures=False)
+    return folder
 
-    return register(pair, tiny_network, affine="none", size=20, device="cpu", keep="last")
+
+@pytest.fixture(scope="module")
+def drawn(registered_phantoms, tmp_path_factory):
+    """That with figures, and the progress that was told; not to be changed."""
+    folder, told = tmp_path_factory.mktemp("drawn") / "out", []
+    write_registration(
+        registered_phantoms, folder, weights="tiny-1", progress=lambda *done: told.append(done)
+    )
+    return folder, told
 
 
 @pytest.fixture
@@ -67,12 +71,11 @@ def _refuse(text):
     raise ValueError(f"{text} is not JSON")
 
 
-@pytest.mark.slow
-def test_the_folder_holds_exactly_what_is_promised(registration, tmp_path):
-    write_registration(registration, tmp_path / "out", weights="tiny")
-    assert {p.name for p in (tmp_path / "out").iterdir()} == FILES
-    assert {p.name for p in tmp_path.iterdir()} == {"out"}, "something was left beside the folder"
-    experts = {p.name for p in (tmp_path / "out" / "experts").iterdir()}
+def test_the_folder_holds_exactly_what_is_promised_and_progress_is_told_to_the_end(drawn):
+    folder, told = drawn
+    assert {p.name for p in folder.iterdir()} == FILES
+    assert [p.name for p in folder.parent.iterdir()] == ["out"], "something was left beside it"
+    experts = {p.name for p in (folder / "experts").iterdir()}
     decoder = {f"decoder-{layer}-{direction}.nii.gz" for layer in (1, 2) for direction in "xyz"}
     images = ("moving", "fixed")
     encoder = {
@@ -81,22 +84,22 @@ def test_the_folder_holds_exactly_what_is_promised(registration, tmp_path):
     times = {f"encoder-{layer}-{image}-times-chosen.nii.gz" for layer in (1, 2) for image in images}
     gates = {name.replace(".nii.gz", "-gate.nii.gz") for name in decoder | encoder}
     assert experts == decoder | encoder | times | gates | {"loads.csv"}
-    figures = {p.name for p in (tmp_path / "out" / "figures").iterdir()}
+    figures = {p.name for p in (folder / "figures").iterdir()}
     assert figures == {"overview.png", "jacobian.png", "expert_maps.png", "expert_loads.png"}
+    fractions = [done for _, done in told]
+    assert fractions == sorted(fractions) and fractions[0] == 0 and fractions[-1] == 1
 
 
-def test_images_stand_on_the_fixed_grid(registration, tmp_path):
-    write_registration(registration, tmp_path / "out", weights="tiny", figures=False)
+def test_images_stand_on_the_fixed_grid(written, registration):
     for name in ("warped", "warped_labels", "jacobian"):
-        volume = read_image(tmp_path / "out" / f"{name}.nii.gz", labels=name == "warped_labels")
+        volume = read_image(written / f"{name}.nii.gz", labels=name == "warped_labels")
         assert volume.grid.same_space(registration.pair.fixed.grid)
         assert volume.values == pytest.approx(getattr(registration, name).values, abs=1e-5)
-    assert not (tmp_path / "out" / "figures").exists()
+    assert not (written / "figures").exists()
 
 
-def test_expert_files_stand_on_their_own_grids(registration, tmp_path):
-    write_registration(registration, tmp_path / "out", weights="tiny", figures=False)
-    experts, network = tmp_path / "out" / "experts", registration.network_grid
+def test_expert_files_stand_on_their_own_grids(written, registration):
+    experts, network = written / "experts", registration.network_grid
     for name, stride in (("decoder-1-x", 1), ("decoder-2-z", 2)):
         volume = read_image(experts / f"{name}.nii.gz", labels=True)
         assert volume.grid.same_space(network.coarsen(stride)) and set(volume.labels) <= {1, 2, 3}
@@ -106,10 +109,9 @@ def test_expert_files_stand_on_their_own_grids(registration, tmp_path):
     assert np.asarray(loads.dataobj).sum(axis=-1) == pytest.approx(1, abs=1e-5)
 
 
-def test_gate_files_hold_what_every_gate_gave_the_big_ones_in_two_bytes(registration, tmp_path):
-    write_registration(registration, tmp_path / "out", weights="tiny", figures=False)
+def test_gate_files_hold_what_every_gate_gave_the_big_ones_in_two_bytes(written, registration):
     for record in registration.routing:
-        stored = nibabel.load(tmp_path / "out" / "experts" / f"{record.name}-gate.nii.gz")
+        stored = nibabel.load(written / "experts" / f"{record.name}-gate.nii.gz")
         assert np.allclose(
             stored.affine, registration.network_grid.coarsen(record.stride).affine, atol=1e-4
         )
@@ -123,9 +125,8 @@ def test_gate_files_hold_what_every_gate_gave_the_big_ones_in_two_bytes(registra
             assert np.asarray(stored.dataobj) == pytest.approx(given, abs=1 / 65535)
 
 
-def test_the_room_a_folder_is_said_to_need_is_not_less_than_it_takes(registration, tmp_path):
-    write_registration(registration, tmp_path / "out", weights="tiny", figures=False)
-    images = [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".gz", ".h5")]
+def test_the_room_a_folder_is_said_to_need_is_not_less_than_it_takes(written, registration):
+    images = [path for path in written.rglob("*") if path.suffix in (".gz", ".h5")]
     assert len(images) > 20
     assert sum(path.stat().st_size for path in images) <= report_module._bytes(registration)
 
@@ -172,25 +173,14 @@ def test_the_grid_of_the_transform_covers_the_fixed_image_and_keeps_its_nodes(re
     )
 
 
-def test_shares_sum_to_one_within_layer_block_image_and_direction(registration, tmp_path):
-    write_registration(registration, tmp_path / "out", weights="tiny", figures=False)
-    with (tmp_path / "out" / "experts" / "loads.csv").open(newline="") as file:
+def test_shares_sum_to_one_within_layer_block_image_and_direction(written, registration):
+    with (written / "experts" / "loads.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == [
-        "part",
-        "layer",
-        "block",
-        "image",
-        "direction",
-        "expert",
-        "count",
-        "share",
-    ]
+    gate = ["part", "layer", "block", "image", "direction"]
+    assert list(rows[0]) == [*gate, "expert", "count", "share"]
     sums = defaultdict(float)
     for row in rows:
-        sums[tuple(row[key] for key in ("part", "layer", "block", "image", "direction"))] += float(
-            row["share"]
-        )
+        sums[tuple(row[key] for key in gate)] += float(row["share"])
     assert len(sums) == 3 * 2 + 2 * 3
     assert all(total == pytest.approx(1, abs=1e-9) for total in sums.values())
 
@@ -245,8 +235,9 @@ def test_without_labels_there_is_no_label_file_and_no_overlap(registration, tmp_
         pair=replace(registration.pair, moving_labels=None, fixed_labels=None),
         warped_labels=None,
     )
-    report = write_registration(bare, tmp_path / "out", weights="tiny")
-    assert {p.name for p in (tmp_path / "out").iterdir()} == FILES - {"warped_labels.nii.gz"}
+    report = write_registration(bare, tmp_path / "out", weights="tiny", figures=False)
+    left_out = {"warped_labels.nii.gz", "figures"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == FILES - left_out
     assert report["dice"] is None and report["pair"]["fixed_labels"] is None
 
 
@@ -260,30 +251,29 @@ def test_a_network_without_experts_is_reported_too(registration, tmp_path):
     assert len(read_registration_summary(tmp_path / "out").load) == 0
 
 
-def test_pictures_say_in_their_file_what_they_show(registration, tmp_path):
+def test_pictures_say_in_their_file_what_they_show(drawn):
     image = pytest.importorskip("PIL.Image")
-    write_registration(registration, tmp_path / "out", weights="tiny-1")
     for name in ("overview", "jacobian", "expert_maps", "expert_loads"):
-        with image.open(tmp_path / "out" / "figures" / f"{name}.png") as picture:
+        with image.open(drawn[0] / "figures" / f"{name}.png") as picture:
             about = picture.text
         assert about["Weights"] == "tiny-1" and about["Pair"] == "moving moving, fixed fixed"
         assert about["Title"] == name.replace("_", " ") and json.loads(about["Settings"])
 
 
-def test_the_summary_reads_back_what_was_written(registration, tmp_path):
-    report = write_registration(registration, tmp_path / "out", weights="tiny", figures=False)
-    summary = read_registration_summary(tmp_path / "out")
+def test_the_summary_reads_back_what_was_written(written, registration):
+    summary = read_registration_summary(written)
     load = ExpertLoad.of(registration.routing)
+    report = json.loads((written / "report.json").read_text(encoding="utf-8"))
     assert summary.report == report and summary.load.cells == load.cells
     assert all((summary.load.counts[place] == load.counts[place]).all() for place in load)
 
 
-def test_a_folder_that_is_no_registration_is_refused_in_plain_words(registration, tmp_path):
+def test_a_folder_that_is_no_registration_is_refused_in_plain_words(written, tmp_path):
     with pytest.raises(InputError, match="There is no folder"):
         read_registration_summary(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"no report\.json"):
         read_registration_summary(tmp_path)
-    write_registration(registration, tmp_path / "out", weights="tiny", figures=False)
+    shutil.copytree(written, tmp_path / "out")
     (tmp_path / "out" / "experts" / "loads.csv").write_text(
         "part,layer\nencoder,1\n", encoding="utf-8"
     )
@@ -311,18 +301,7 @@ def test_a_full_disk_leaves_nothing_and_is_named(registration, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_progress_is_told_from_start_to_end(registration, tmp_path):
-    told = []
-    write_registration(
-        registration,
-        tmp_path / "out",
-        weights="tiny",
-        progress=lambda text, done: told.append((text, done)),
-    )
-    fractions = [done for _, done in told]
-    assert fractions == sorted(fractions) and fractions[0] == 0 and fractions[-1] == 1
-
-
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_folder_that_looks_finished(tmp_path):
     code = """
         import os, signal, sys

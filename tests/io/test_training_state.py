@@ -60,17 +60,19 @@ def test_stopping_and_going_on_changes_no_weight(tmp_path, kind, options):
     assert os.listdir(tmp_path / "run") == [FILE]
 
 
-def test_a_generator_of_ones_own_goes_on_where_it_was(tmp_path):
+def test_a_running_mean_comes_back_and_a_state_without_one_is_refused(tmp_path):
     network, optimiser = fresh()
-    generator = torch.Generator().manual_seed(7)
-    torch.rand(5, generator=generator)
-    save_training_state(tmp_path, network, optimiser, 0, generators={"pairs": generator})
-    expected = torch.rand(3, generator=generator)
-    later = torch.Generator()
-    load_training_state(tmp_path, network, optimiser, generators={"pairs": later})
-    assert torch.equal(torch.rand(3, generator=later), expected)
-    with pytest.raises(InputError, match="no generator augmentation"):
-        load_training_state(tmp_path, network, optimiser, generators={"augmentation": later})
+    mean, later = fresh()[0], fresh()[0]
+    with torch.no_grad():
+        for number, parameter in enumerate(mean.parameters()):
+            parameter.fill_(1 / (3 + number))
+    save_training_state(tmp_path, network, optimiser, 1, mean=mean)
+    load_training_state(tmp_path, network, optimiser, mean=later)
+    for one, two in zip(mean.state_dict().values(), later.state_dict().values(), strict=True):
+        assert torch.equal(one, two)
+    save_training_state(tmp_path, network, optimiser, 1)
+    with pytest.raises(InputError, match=r"do not fit .* is missing"):
+        load_training_state(tmp_path, network, optimiser, mean=later)
 
 
 def test_settings_of_the_optimiser_come_back(tmp_path):

@@ -246,7 +246,7 @@ def test_a_straightened_grid_stands_at_right_angles_and_covers_the_old_one():
     assert inside(new, sheared().corners()).all()
 
 
-@pytest.mark.parametrize("off", [0, 5e-6, 2e-5, 1e-4, 2e-4, 1e-3, 3e-2])
+@pytest.mark.parametrize("off", [0, 1e-4, 1e-3, 3e-2])
 def test_what_is_said_of_slightly_skewed_axes_is_what_itk_does(off, tmp_path):
     skew = np.eye(4)
     skew[0, 1] = off
@@ -394,6 +394,7 @@ def test_a_failure_of_itk_is_said_with_the_final_name_and_without_its_libraries_
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_reading_is_possible_where_stderr_is_closed(tmp_path):
     write_transform(Transform(affine()), tmp_path / "t.h5")
     code = (

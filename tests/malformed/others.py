@@ -402,13 +402,9 @@ def _registrations() -> Iterator[Malformed]:
             yield Malformed(
                 "registration", f"loads.csv {column} {n}", "summary", write, refused("loads.csv")
             )
-    for file in (
-        "warped.nii.gz",
-        "displacement.nii.gz",
-        "transform.h5",
-        "jacobian.nii.gz",
-        "experts/loads.csv",
-    ):
+    for (
+        file
+    ) in "warped.nii.gz displacement.nii.gz transform.h5 jacobian.nii.gz experts/loads.csv".split():
         for name, new in (("gone", None), ("empty", b""), ("text", b"hello")):
 
             def spoil(path: Path, file: str = file, new: bytes | None = new) -> None:

@@ -285,11 +285,15 @@ def test_air_is_left_out_of_a_map_and_its_legend_unless_wanted(registration, qtb
     assert 0 < (layer.data > 0).mean() < 1 and "without air" in panel.decoder.share_of.text()
     shares = [f"{100 * share:.1f}" for share in one.shares(inside)]
     assert all(any(share in text for text in panel.decoder.legend.texts()) for share in shares)
+    without = (layer.data > 0).mean()
     panel.decoder.air.click()
-    assert layer.data.min() > 0 and "all cells" in panel.decoder.share_of.text()
+    assert (layer.data > 0).mean() > without and "all cells" in panel.decoder.share_of.text()
     other = next(each for each in expert_maps(registration) if each.gate != one.gate)
     showing.show_experts(model, 1, other.gate.direction, other.stride)
-    assert all(each.data.min() > 0 for each in showing.expert_layers(model, 1))
+    assert all((each.data > 0).mean() > without for each in showing.expert_layers(model, 1))
+    panel.decoder.air.click()
+    assert not any(tag(each, "air") for each in showing.expert_layers(model, 1))
+    assert (layer.data > 0).mean() == without
 
 
 def test_the_palette_of_the_paper_can_be_chosen(
@@ -401,17 +405,16 @@ def test_a_new_registration_is_taken_up_and_one_that_was_closed_is_dropped(
     assert not any(view.isEnabled() for views in panel.views.values() for view in views)
 
 
-def test_a_removed_layer_only_takes_its_own_control_away(panel, model):
+def test_a_removed_layer_is_made_again_when_it_is_asked_for(panel, model):
     model.layers.remove("#1 displacement")
     for layer in [layer for layer in model.layers if tag(layer, "role") == "expert_map"]:
         model.layers.remove(layer)
     panel.reset_choices()
     bring_forward(panel, "Deformation")
-    assert (
-        not panel.deformation.switches["arrows"].isEnabled()
-        and panel.deformation.switches["grid"].isEnabled()
-    )
-    assert not panel.decoder.isEnabled() and panel.encoder.isEnabled()
+    panel.deformation.switches["arrows"].setChecked(True)
+    assert visible(model, "arrows") == ["#1 displacement"]
+    panel.decoder.on.setChecked(True)
+    assert visible(model, "expert_map") == ["#1 expert x (full)"]
 
 
 def test_every_control_says_what_it_does(panel):

@@ -182,6 +182,8 @@ def test_a_run_that_failed_before_it_saved_makes_way_for_another_and_nothing_els
     rate = panel.form.fields["learning_rate"].control
     assert rate.isEnabled()
     rate.setText("1e-5")
+    (run / "prepared").mkdir()
+    (run / "prepared" / "scan-24-0.safetensors").touch()
     (run / "notes.txt").write_text("mine", encoding="utf-8")
     panel.run.start.click()
     assert len(ordered) == 1 and "notes.txt is not a file of a run" in told("error")

@@ -32,9 +32,8 @@ SETTINGS = {
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch, plugin_settings):
-    """Neither the settings nor the cache of the person who runs the tests are touched."""
-    monkeypatch.setenv("SHMOAREG_CACHE", str(tmp_path / "cache"))
+def one_thread(monkeypatch, plugin_settings):
+    """The settings of the person who runs the tests are not touched."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
@@ -92,6 +91,8 @@ def test_a_run_is_checked_learned_paused_stopped_gone_on_with_and_opened_again(
     table = panel.data.table
     assert table.message.text() == "5 scans, 1 excluded. 2 train, 2 validation."
     assert table.table.item(0, 0).text() == "broken" and table.table.item(0, 1).text()
+    prepared = {file: file.stat().st_mtime_ns for file in (run / "prepared").iterdir()}
+    assert len(prepared) == 7  # four scans, three of them aligned with the fourth
     panel.curves.preview.setChecked(True)
     panel.run.start.click()
     qtbot.waitUntil(
@@ -99,6 +100,7 @@ def test_a_run_is_checked_learned_paused_stopped_gone_on_with_and_opened_again(
         timeout=LONG,
     )
     assert not follower.state.garbled and len(follower.state.scans) == 5
+    assert {file: file.stat().st_mtime_ns for file in prepared} == prepared  # used by the run
     assert {"encoder-1-moving", "decoder-1-x"} <= set(follower.state.shares)
     assert follower.state.about["memory"]["need"] > 0
     qtbot.waitUntil(lambda: len(viewer.layers) == 5, timeout=LONG)

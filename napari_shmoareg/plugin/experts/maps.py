@@ -284,8 +284,10 @@ class DecoderSection(MapSection):
         direction, stride = self._last
         fill(self.direction, {m.direction: f"{m.direction} ({along(m)})" for m in maps}, direction)
         fill(self.resolution, {m.stride: resolution(m.stride) for m in maps}, stride)
-        with signals_blocked(self.air):
-            self.air.setChecked(any(tag(layer, "air") for layer in opened) or self.air.isChecked())
+        drawn = {bool(tag(layer, "air")) for layer in opened}
+        if len(drawn) == 1:
+            with signals_blocked(self.air):
+                self.air.setChecked(drawn.pop())
         fill(self.colours, PALETTES, expert_palette())
         shown_map = next(m for m in maps if (m.direction, m.stride) == self._last)
         entries = _entries(registration, shown_map, air=self.air.isChecked())

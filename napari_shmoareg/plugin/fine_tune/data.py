@@ -32,7 +32,7 @@ from napari_shmoareg.plugin.controls.tables import FigureTable, TableButtons
 from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, Task, preload
 from napari_shmoareg.plugin.fine_tune.form import ERROR_COLOUR
 from napari_shmoareg.plugin.fine_tune.open_layers import LayersBox
-from napari_shmoareg.plugin.fine_tune.run_model import PARTS as SPLIT_PARTS
+from napari_shmoareg.plugin.fine_tune.run_model import PARTS
 from napari_shmoareg.plugin.fine_tune.scan_rows import HEADINGS, ScanRow, records, rows_of
 from napari_shmoareg.plugin.fine_tune.scan_rows import TIPS as SCAN_TIPS
 
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from napari import Viewer
 
 
-PARTS = ("train", "validation", "test")
 MAX_HEIGHT = 320  # pixels
 MAX_COLUMN_WIDTH = 220  # pixels
 
@@ -264,12 +263,13 @@ def _check(
     file_options: Mapping[str, str],
     settings: Mapping[str, Any],
     start: Sequence[Any],
+    prepared: Path | None,
     report: Report,
     found: ScanQueue[tuple[dict[str, Any], int]],
 ) -> tuple[dict[str, str], str]:
     """Check scans as a run would, queueing each; return their subsets by name and the problems."""
     preload().exception()
-    from napari_shmoareg.datasets import Checkup, VolumeCache, open_dataset, split_dataset
+    from napari_shmoareg.datasets import Checkup, open_dataset, split_dataset
 
     options: dict[str, Any] = dict(file_options)
     if "window" in options:
@@ -278,13 +278,14 @@ def _check(
     size = settings["size"] or _network_size(*start)
     labels = settings["overlap_weight"] > 0
     split = split_dataset(dataset, settings["split"], settings["split_seed"])
-    settings_of_check = {
-        "size": size,
-        "affine": settings["affine"],
-        "labels": labels,
-        "training": split.train,
-    }
-    checkup = Checkup(dataset, **settings_of_check, cache=VolumeCache())
+    checkup = Checkup(
+        dataset,
+        size=size,
+        affine=settings["affine"],
+        labels=labels,
+        prepared=prepared,
+        training=split.train,
+    )
     for scan in checkup.run():
         report.check()
         found.put((scan.to_dict(), len(dataset.scans)))
@@ -292,7 +293,7 @@ def _check(
     problems = "\n".join(checkup.problems)
     usable = set(checkup.usable)
     return {
-        name: part for part in SPLIT_PARTS for name in getattr(split, part) if name in usable
+        name: part for part in PARTS for name in getattr(split, part) if name in usable
     }, problems
 
 
@@ -311,7 +312,8 @@ CHECK = "Check the scans"
 TIP = (
     "Read every scan once: shape, spacing, orientation, values, labels, and agreement with"
     " another scan after alignment (Dice, or correlation without labels). A run checks the scans"
-    " when it starts and reuses these results."
+    " when it starts. If a new run folder is entered, the prepared scans are saved there, and the"
+    " run reuses them."
 )
 ENDED = "The check was cancelled before all scans were read."
 CHECKED_LATER = "Open layers are checked when the run starts."
@@ -344,6 +346,8 @@ class DataView(QWidget):
             "auto",
             None,
         )
+        # returns the folder for prepared scans; None if there is no folder for a new run
+        self.get_prepared: Callable[[], Path | None] = lambda: None
         self._scans: list[Mapping[str, Any]] = []
         self._shown_run: object = None  # what was last shown of a run
         self.check.clicked.connect(self._toggle_check)
@@ -393,8 +397,9 @@ class DataView(QWidget):
         path = typed_path(self.dataset.path.text().strip())
         file_options, (settings, *start) = self.dataset.file_options, self.get_settings()
         self._found = found = ScanQueue[tuple[dict[str, Any], int]]()
+        prepared = self.get_prepared()
         self.checking.start(
-            lambda report: _check(path, file_options, settings, start, report, found)
+            lambda report: _check(path, file_options, settings, start, prepared, report, found)
         )
         self.message.setText("Opening the data set…")
         self._show()

@@ -23,7 +23,7 @@ from napari_shmoareg.plugin.fine_tune.run_box import (
     inspect_folder,
 )
 
-WEIGHTS = ("best.safetensors", "last.safetensors")
+WEIGHTS = ("weights.safetensors", "best.safetensors", "last.safetensors")
 NO_FOLDER = "Name a run folder"
 NOT_WRITTEN = (
     "Open layers are written to disk when the run starts. The command can be copied afterwards."
@@ -53,6 +53,7 @@ class RequestBuilder(QObject):
         self._writing.finished.connect(self._written)
         self._writing.failed.connect(self.failed)
         data.get_settings = lambda: (self._values(), form.chosen.weights, form.chosen.preset)
+        data.get_prepared = lambda: self._prepared
 
     @property
     def folder(self) -> Path | None:
@@ -92,7 +93,7 @@ class RequestBuilder(QObject):
 
     @property
     def weights(self) -> Path | None:
-        """The best, else the last weights of the run; None if there are none."""
+        """The weights to use of the run, as `RunFolder.weights`; None if there are none."""
         paths = [] if self.folder is None else [self.folder / name for name in WEIGHTS]
         return next((path for path in paths if path.is_file()), None)
 
@@ -223,6 +224,20 @@ class RequestBuilder(QObject):
         return {
             name: value for name, value in now.items() if name in before and value != before[name]
         }
+
+    @property
+    def _prepared(self) -> Path | None:
+        """Where a check saves prepared scans for a new run in the folder; None for another one."""
+        from napari_shmoareg.training.run_folder import RunFolder
+
+        if self.folder is None:
+            return None
+        try:
+            run = RunFolder(self.folder)
+            run.check_new()
+        except InputError:  # not a folder for a new run: nothing is saved
+            return None
+        return run.prepared
 
     def _values(self, names: Sequence[str] | None = None) -> dict[str, object]:
         """Return the settings of these names, or all, including the defaults."""

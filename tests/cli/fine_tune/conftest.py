@@ -45,14 +45,6 @@ LEARNING = (
 )
 
 
-@pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory):
-    """Volumes are kept in a folder of these tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SHMOAREG_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="session")
 def scans(phantoms, tmp_path_factory) -> Path:
     """A folder of six people's scans and their labels, on two kinds of oblique grids; not to be
@@ -195,7 +187,7 @@ class RunningCommand:
 
 
 @pytest.fixture(scope="session")
-def forker(own_cache, tmp_path_factory):
+def forker(tmp_path_factory):
     """What starts processes."""
     forker = Forker(tmp_path_factory.mktemp("told"))
     yield forker
@@ -217,7 +209,7 @@ def same_runs():
     optimiser, bit for bit.
     """
 
-    def same(one: Path, other: Path) -> bool:
+    def same(one: Path, other: Path, *, pretrained: bool = False) -> bool:
         for name in ("metrics", "validation", "loads", "skipped"):
             tables = [
                 (run / f"{name}.csv").read_text(encoding="utf-8").splitlines()
@@ -226,7 +218,7 @@ def same_runs():
             if name in ("metrics", "validation"):  # seconds are the last column
                 tables = [[line.rpartition(",")[0] for line in table] for table in tables]
             assert tables[0] == tables[1], name
-        for name in ("best", "last", "training"):
+        for name in ("best", "weights" if pretrained else "last", "training"):
             found, wanted = (load_file(run / f"{name}.safetensors") for run in (one, other))
             assert found.keys() == wanted.keys()
             differ = [

@@ -16,14 +16,15 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from napari_shmoareg.cli import main, train, training_process
-from napari_shmoareg.datasets import Checkup, VolumeCache, open_dataset
+from napari_shmoareg.datasets import Checkup, open_dataset
 from napari_shmoareg.registration.refinement import adam
-from napari_shmoareg.training import logs
+from napari_shmoareg.training import logs, plan
 
 # as at a terminal, also where the tests themselves run under nohup
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -108,8 +109,10 @@ def child(order) -> None:
 
 
 if __name__ == "__main__":
-    assert training_process.learn and Checkup and VolumeCache and open_dataset
+    assert training_process.learn and Checkup and open_dataset
     adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0)  # loads what torch loads late
+    # states and looks of runs on synthetic pairs, as in the conftest
+    plan.RUN = replace(plan.RUN, save_every=5, validate_every=6, validation_pairs=2)
     for line in sys.stdin:
         order = json.loads(line)
         pid = os.fork()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from napari_shmoareg.datasets import cache, pairs
+from napari_shmoareg.datasets import pairs, prepared
 from napari_shmoareg.io import load_network, read_card
 from napari_shmoareg.training import trainer
 from napari_shmoareg.training.logs import StepTable, read_rows
@@ -100,8 +100,7 @@ def test_a_file_that_goes_in_the_middle_of_a_run_is_told_and_the_run_goes_on(
     scans, begin, shmoareg, tmp_path, monkeypatch
 ):
     mine = shutil.copytree(scans, tmp_path / "scans")
-    monkeypatch.setenv("SHMOAREG_CACHE", str(tmp_path / "cache"))
-    for kept in (cache, pairs):
+    for kept in (prepared, pairs):
         monkeypatch.setattr(
             kept, "MAX_CACHED_BYTES", 0
         )  # as with scans that do not all fit into memory
@@ -112,7 +111,7 @@ def test_a_file_that_goes_in_the_middle_of_a_run_is_told_and_the_run_goes_on(
         if step.step == 2:
             lost.append(self._data.train.names[0][0])
             (mine / "images" / f"{lost[0]}.nii.gz").unlink()
-            shutil.rmtree(tmp_path / "cache")
+            shutil.rmtree(out / "prepared")
         yield from noted(self, step)
 
     monkeypatch.setattr(trainer.Trainer, "_record_step", lose_one)
@@ -130,7 +129,7 @@ def test_a_file_that_goes_in_the_middle_of_a_run_is_told_and_the_run_goes_on(
     )
     assert f"Warning: the pair {skipped[0]['pair']} is left out: " in result.stderr
     assert len(read_rows(out / "metrics.csv")) == 10
-    shutil.rmtree(tmp_path / "cache")
+    shutil.rmtree(out / "prepared")
     again = shmoareg("fine-tune", "--out", out, "--resume", "--steps", 13)
     assert again.exit_code == 0, again.stderr
     assert any(

@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+from safetensors.torch import load_file
 
 from napari_shmoareg.io import load_network, read_card
 from napari_shmoareg.training.logs import read_rows
@@ -140,3 +141,50 @@ def test_a_run_that_nobody_listens_to_any_more_stops_and_saves(begin, forker, tm
     steps = len(read_rows(out / "metrics.csv"))
     assert 0 < steps < 15 and read_card(out / "last.safetensors")["fine_tuning_steps"] == steps
     assert "The output is closed" in running.errors and "Traceback" not in running.errors
+
+
+PRETRAINING_MOMENTS = (  # as above
+    ("replacing", "run.json", 1),
+    ("writing", "best.safetensors", 1),
+    ("replaced", "training.safetensors", 1),  # a state without its weights, before the first step
+    ("adding", "metrics.csv", 7),
+    ("replacing", "weights.safetensors", 2),  # a running mean that is older than that of the state
+    ("writing", "training.safetensors", 1),
+    ("adding", "validation.csv", 1),
+)
+
+
+def test_a_pretraining_run_killed_at_every_kind_of_moment_has_the_mean_of_one_never_killed(
+    scans, forker, same_runs, tmp_path
+):
+    def words(out):
+        return ("pretrain", scans / "labels", "--run", out, "--recipe", "tiny", "--steps", 14)
+
+    out, unbroken = tmp_path / "run", tmp_path / "unbroken"
+    assert forker.run(words(unbroken)).code == 0
+    for moment in PRETRAINING_MOMENTS:
+        killed = forker.run(words(out), die=moment)
+        assert killed.code == -signal.SIGKILL, (moment, killed.errors)
+    done = forker.run(words(out))
+    assert done.code == 0, done.errors
+    assert same_runs(out, unbroken, pretrained=True)
+    assert [row["step"] for row in read_rows(out / "validation.csv")] == ["0", "6", "12", "14"]
+    state = load_file(out / "training.safetensors")
+    assert any(name.startswith("mean.") for name in state)
+    assert not [entry.name for entry in out.iterdir() if ".partial-" in entry.name]
+
+
+def test_a_pretraining_run_obeys_requests_from_outside(scans, forker, shmoareg, tmp_path):
+    out = tmp_path / "run"
+    words = ("pretrain", scans / "labels", "--run", out, "--recipe", "tiny", "--steps", 5000)
+    running = forker.start(words)
+    running.until(lambda _: len(read_rows(out / "metrics.csv")) > 1)
+    assert shmoareg("runs", "pause", out).exit_code == 0
+    running.until(lambda _: "is paused" in shmoareg("runs", "show", out).stdout)
+    refused = shmoareg(*words)
+    assert refused.exit_code == 1 and f"process {running.pid}" in refused.stderr
+    assert shmoareg("runs", "stop", out).exit_code == 0
+    assert running.wait() == 130
+    assert "`shmoareg pretrain` command continues" in running.errors
+    step = read_card(out / "weights.safetensors")["steps"]
+    assert step == len(read_rows(out / "metrics.csv")) > 0

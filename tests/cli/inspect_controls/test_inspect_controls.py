@@ -76,13 +76,9 @@ def ring(phantoms, weights, tmp_path_factory):
 def test_a_list_is_measured_and_its_table_is_what_its_pairs_come_to(ring, weights):
     out, network = ring.out, load_network(weights)
     controls = controls_of(network)
-    files = {
-        "controls.csv",
-        "controls_per_pair.csv",
-        "controls_gates.csv",
-        "controls.png",
-        "controls.svg",
-    }
+    files = set(
+        "controls.csv controls_per_pair.csv controls_gates.csv controls.png controls.svg".split()
+    )
     assert {p.name for p in out.iterdir()} == files | {"summary.json", "inspect.json", "pairs"}
     each = rows_of(out / "controls_per_pair.csv")
     pairs = []
@@ -257,14 +253,12 @@ def test_a_registration_folder_is_measured_with_its_own_settings(registered, shm
     assert table["shuffled", "decoder"]["passes"] == "last" and table["learned", ""]["pairs"] == "1"
     assert not any(row["low"] or row["share_low"] for row in table.values())
     assert "one pair: no intervals, too few subjects" in result.stdout
-    assert {p.name for p in out.iterdir()} == {
-        "controls.csv",
-        "controls_per_pair.csv",
-        "controls_gates.csv",
-        "controls.png",
-        "controls.svg",
-        "summary.json",
-    }
+    assert {p.name for p in out.iterdir()} == set(
+        (
+            "controls.csv controls_per_pair.csv controls_gates.csv controls.png controls.svg"
+            " summary.json"
+        ).split()
+    )
     report = json.loads((registered / "report.json").read_text(encoding="utf-8"))
     told = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert told["pairs"][0]["network_shape"] == report["network_grid"]["shape"]

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from napari_shmoareg.datasets import VolumeCache
 from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.io import write_image
 
@@ -61,6 +60,6 @@ def people(phantoms, tmp_path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def cache(tmp_path) -> VolumeCache:
-    """A cache of this test alone."""
-    return VolumeCache(tmp_path / "cache", limit_bytes=2**28)
+def prepared(tmp_path) -> Path:
+    """Where the prepared scans of a run would be."""
+    return tmp_path / "run" / "prepared"

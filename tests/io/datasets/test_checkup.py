@@ -11,9 +11,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from napari_shmoareg.datasets import Checkup, VolumeCache, open_dataset
-from napari_shmoareg.datasets import cache as cache_module
+from napari_shmoareg.datasets import Checkup, open_dataset
 from napari_shmoareg.datasets import pairs as pairs_module
+from napari_shmoareg.datasets import prepared as prepared_module
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Grid, Volume, VolumePair
 from napari_shmoareg.geometry.resample import resample
@@ -21,10 +21,10 @@ from napari_shmoareg.io import read_image, write_image
 from napari_shmoareg.registration.conform import conform
 
 
-def look(root, cache, **options) -> Checkup:
+def look(root, prepared, **options) -> Checkup:
     dataset = open_dataset(root) if isinstance(root, str) or hasattr(root, "joinpath") else root
     found = Checkup(
-        dataset, **({"size": 24, "affine": "none", "labels": False, "cache": cache} | options)
+        dataset, **({"size": 24, "affine": "none", "labels": False, "prepared": prepared} | options)
     )
     list(found.run())
     return found
@@ -35,8 +35,8 @@ def rewrite(path, change, labels=False):
     write_image(change(volume), path)
 
 
-def test_a_report_tells_what_lies_on_the_disk(people, cache, phantoms):
-    found = look(people(3), cache)
+def test_a_report_tells_what_lies_on_the_disk(people, prepared, phantoms):
+    found = look(people(3), prepared)
     report = found.reports[1]
     grid = phantoms.moving.grid
     assert (report.name, report.subject, report.shape) == ("p1", "p1", grid.shape)
@@ -54,16 +54,16 @@ def test_a_report_tells_what_lies_on_the_disk(people, cache, phantoms):
     )
 
 
-def test_pairs_are_brought_together_through_the_reference(people, cache):
+def test_pairs_are_brought_together_through_the_reference(people, prepared):
     root = people(4)
-    apart, together = look(root, cache), look(root, cache, affine="rigid")
+    apart, together = look(root, prepared), look(root, prepared, affine="rigid")
     assert together.reference in together.dataset.names
     before = [report.dice for report in apart.reports if report.dice is not None]
     after = [report.dice for report in together.reports if report.dice is not None]
     assert len(after) == 3 and min(after) > max(before) and min(after) > 0.75
     other = [name for name in together.dataset.names if name != together.reference][:2]
     pairs = together.pairs(other, labels=True)
-    assert pairs.names == [tuple(other), tuple(other[::-1])]
+    assert pairs.names == (tuple(other), tuple(other[::-1]))
     for seen in pairs:
         dice = 2 * float(((seen.moving_labels == 1) & (seen.fixed_labels == 1)).sum())
         assert dice / float((seen.moving_labels == 1).sum() + (seen.fixed_labels == 1).sum()) > 0.85
@@ -82,18 +82,18 @@ def seen_there(seen, direct, role):
     return getattr(seen, role)[0, 0].numpy()[inner], resample(other, seen.grid).values[inner]
 
 
-def test_few_pairs_are_made_once_and_many_each_time(people, cache, monkeypatch):
-    pairs = look(people(2), cache).pairs(("p0", "p1"), labels=True)
+def test_few_pairs_are_made_once_and_many_each_time(people, prepared, monkeypatch):
+    pairs = look(people(2), prepared).pairs(("p0", "p1"), labels=True)
     first = pairs[0]
     assert pairs[0] is first and pairs[1] is not first
     monkeypatch.setattr(pairs_module, "MAX_CACHED_BYTES", 2 * 4 * first.fixed.nbytes - 1)
-    many = look(people(2), cache).pairs(("p0", "p1"), labels=True)
+    many = look(people(2), prepared).pairs(("p0", "p1"), labels=True)
     assert many[0] is not many[0] and bool((many[0].moving == first.moving).all())
 
 
 @pytest.mark.parametrize("size", [16, 32, "native"])
-def test_the_network_sees_nearly_what_it_would_see_of_the_whole_scans(people, cache, size):
-    found = look(people(2), cache, size=size)
+def test_the_network_sees_nearly_what_it_would_see_of_the_whole_scans(people, prepared, size):
+    found = look(people(2), prepared, size=size)
     (moving, moving_labels), (fixed, fixed_labels) = (
         found.dataset.read(name) for name in ("p0", "p1")
     )
@@ -112,7 +112,7 @@ def test_the_network_sees_nearly_what_it_would_see_of_the_whole_scans(people, ca
 
 
 def test_a_scan_that_is_coarse_already_keeps_its_values(phantoms):
-    entry = cache_module.resample_scan(phantoms.moving, phantoms.moving_labels, 128)
+    entry = prepared_module.resample_scan(phantoms.moving, phantoms.moving_labels, 128)
     grid = phantoms.moving.grid.canonical()
     assert np.array_equal(entry.arrays["affine"], grid.affine)
     assert np.array_equal(entry.arrays["image"], phantoms.moving.values[::-1])
@@ -121,7 +121,7 @@ def test_a_scan_that_is_coarse_already_keeps_its_values(phantoms):
 
 
 def test_a_small_scan_is_finer_than_the_network_and_no_finer_than_the_scan(phantoms):
-    entry = cache_module.resample_scan(phantoms.fixed, phantoms.fixed_labels, 16)
+    entry = prepared_module.resample_scan(phantoms.fixed, phantoms.fixed_labels, 16)
     grid = Grid(entry.arrays["image"].shape, entry.arrays["affine"])
     content = max(entry.facts["extent"])
     assert min(grid.spacing) == pytest.approx(content / 20) and min(grid.spacing) > 3
@@ -164,10 +164,10 @@ def spoil(root):
     }
 
 
-def test_what_is_of_no_use_is_left_out_and_said_why(people, cache):
+def test_what_is_of_no_use_is_left_out_and_said_why(people, prepared):
     root = people(11)
     reasons = spoil(root)
-    found = look(root, cache, labels=True)
+    found = look(root, prepared, labels=True)
     assert found.usable == ("p0", "p10", "p9")
     for report in found.reports:
         assert (
@@ -178,18 +178,18 @@ def test_what_is_of_no_use_is_left_out_and_said_why(people, cache):
         assert (report.shape is None) == (report.name in reasons)
     assert sum(text.startswith("Left out: ") for text in found.problems) == 8
     assert len(found.pairs(found.dataset.names)) == 6
-    without = look(root, cache)
+    without = look(root, prepared)
     assert without.usable == ("p0", "p10", "p7", "p8", "p9")
     assert any("p7: its labels were left out: its labels" in text for text in without.problems)
     assert any(text.startswith("No labels: p7, p8; 3 of 5") for text in without.problems)
 
 
-def test_label_sets_that_differ_are_told_with_their_scans(people, cache):
+def test_label_sets_that_differ_are_told_with_their_scans(people, prepared):
     root = people(4)
     for name in ("p1", "p2"):
         drop = lambda v: v.with_values(np.where(v.values == 3, 0, v.values))  # noqa: E731
         rewrite(root / "labels" / f"{name}.nii.gz", drop, labels=True)
-    found = look(root, cache, labels=True)
+    found = look(root, prepared, labels=True)
     assert "Label sets differ: 3 is missing in p1, p2 (2 of 4 scans)." in found.problems
     assert found.reports[1].labels == (1, 2, 4)
     for n in range(4):
@@ -199,13 +199,13 @@ def test_label_sets_that_differ_are_told_with_their_scans(people, cache):
             True,
         )
     with pytest.raises(InputError, match=r"no two scans .* share one .*p0 has 10; p1 has 11"):
-        look(root, cache, labels=True)
+        look(root, prepared, labels=True)
 
 
-def test_grids_that_differ_and_copies_are_told(people, cache):
+def test_grids_that_differ_and_copies_are_told(people, prepared):
     root = people(4)
     (root / "images" / "p4.nii.gz").write_bytes((root / "images" / "p0.nii.gz").read_bytes())
-    text = "\n".join(look(root, cache).problems)
+    text = "\n".join(look(root, prepared).problems)
     assert (
         "Spacings differ (each sorted): 2x3x3 mm in 3 (p0, p2, p4); 2.2x2.5x3.2 mm in 2 (p1, p3)."
         in text
@@ -217,17 +217,17 @@ def test_grids_that_differ_and_copies_are_told(people, cache):
 
 
 @pytest.mark.slow
-def test_a_scan_whose_labels_mean_something_else_agrees_far_worse(people, cache):
+def test_a_scan_whose_labels_mean_something_else_agrees_far_worse(people, prepared):
     root = people(6)
     other = lambda v: v.with_values(np.array([0, 2, 1, 4, 3])[v.values])  # noqa: E731
     rewrite(root / "labels" / "p4.nii.gz", other, labels=True)
     dataset = open_dataset(root)
     names = [name for name in dataset.names if name != "p4"]
-    few = look(dataset.only(("p0", "p1", "p4")), cache, affine="rigid", training=names)
+    few = look(dataset.only(("p0", "p1", "p4")), prepared, affine="rigid", training=names)
     assert not any("far worse" in text for text in few.problems)  # of two others nothing is usual
     worse = [
         text
-        for text in look(dataset, cache, affine="rigid", training=names).problems
+        for text in look(dataset, prepared, affine="rigid", training=names).problems
         if "far worse" in text
     ]
     assert len(worse) == 1 and worse[0].startswith(
@@ -235,68 +235,70 @@ def test_a_scan_whose_labels_mean_something_else_agrees_far_worse(people, cache)
     )
 
 
-def test_labels_that_are_asked_for_and_not_there_are_missed_at_once(people, cache):
+def test_labels_that_are_asked_for_and_not_there_are_missed_at_once(people, prepared):
     root = people(2)
     dataset = open_dataset(root, images="images/*.nii.gz")
     with pytest.raises(InputError, match=r"no scan of .* has a label map"):
-        next(Checkup(dataset, size=24, labels=True, cache=cache).run())
-    assert not cache.folder.exists()
-    found = look(dataset, cache)
+        next(Checkup(dataset, size=24, labels=True, prepared=prepared).run())
+    assert not prepared.exists()
+    found = look(dataset, prepared)
     assert found.reports[1].overlap_kind == "ncc" or found.reports[0].overlap_kind == "ncc"
 
 
-def test_two_usable_scans_have_to_learn(people, cache):
+def test_two_usable_scans_have_to_learn(people, prepared):
     root = people(4)
     for name in ("p1", "p2"):
         (root / "images" / f"{name}.nii.gz").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"Of the 2 training scans .*, 1 can be used.*p1"):
-        look(root, cache, training=("p0", "p1"))
-    assert look(root, cache, training=("p0", "p1", "p3")).reference in ("p0", "p3")
+        look(root, prepared, training=("p0", "p1"))
+    assert look(root, prepared, training=("p0", "p1", "p3")).reference in ("p0", "p3")
 
 
-def test_a_run_that_was_stopped_goes_on_from_the_cache(people, cache, monkeypatch):
+def test_a_run_that_was_stopped_goes_on_from_its_prepared_scans(people, prepared, monkeypatch):
     dataset = open_dataset(people(4))
-    first = Checkup(dataset, size=24, affine="rigid", cache=cache)
+    first = Checkup(dataset, size=24, affine="rigid", prepared=prepared)
     steps = first.run()
     halfway = [next(steps), next(steps)]
     steps.close()
     assert first.reports == halfway
     made = []
-    make = cache_module.resample_scan
+    make = prepared_module.resample_scan
     monkeypatch.setattr(
-        cache_module, "resample_scan", lambda *a: made.append(a[0].name) or make(*a)
+        prepared_module, "resample_scan", lambda *a: made.append(a[0].name) or make(*a)
     )
-    second = look(dataset, VolumeCache(cache.folder, 2**28), affine="rigid")
+    second = look(dataset, prepared, affine="rigid")
     assert second.reports[:2] == halfway and not made  # the reference was chosen among all four
-    monkeypatch.setattr(cache_module, "resample_scan", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(prepared_module, "resample_scan", lambda *_: pytest.fail("made again"))
     monkeypatch.setattr(
-        "napari_shmoareg.datasets.alignment.align", lambda *_: pytest.fail("aligned again")
+        "napari_shmoareg.datasets.checkup.align", lambda *_: pytest.fail("aligned again")
     )
-    assert look(dataset, VolumeCache(cache.folder, 2**28), affine="rigid").reports == second.reports
+    assert look(dataset, prepared, affine="rigid").reports == second.reports
 
 
-def test_a_damaged_entry_is_made_again(people, cache):
+def test_damaged_files_are_made_again(people, prepared):
     root = people(2)
-    before = look(root, cache)
-    for path in cache.folder.iterdir():
+    before = look(root, prepared)
+    for path in prepared.iterdir():
         path.write_bytes(path.read_bytes()[:-50] + bytes(50))
-    after = look(root, VolumeCache(cache.folder, 2**28))
+    after = look(root, prepared)
     assert after.reports == before.reports
     assert bool((after.pairs(("p0", "p1"))[0].moving == before.pairs(("p0", "p1"))[0].moving).all())
 
 
-def test_a_file_that_is_gone_is_named_only_where_the_cache_lost_it_too(people, cache, monkeypatch):
+def test_a_file_that_is_gone_is_named_only_where_its_prepared_scan_is_lost_too(
+    people, prepared, monkeypatch
+):
     root = people(2)
-    monkeypatch.setattr(cache_module, "MAX_CACHED_BYTES", 0)
+    monkeypatch.setattr(prepared_module, "MAX_CACHED_BYTES", 0)
     monkeypatch.setattr(pairs_module, "MAX_CACHED_BYTES", 0)
-    found = look(root, cache)
+    found = look(root, prepared)
     pairs = found.pairs(("p0", "p1"))
     first = pairs[0]
     path = root / "images" / "p1.nii.gz"
     data = path.read_bytes()
     path.unlink()
     assert bool((pairs[0].fixed == first.fixed).all())
-    for entry in cache.folder.iterdir():
+    for entry in prepared.iterdir():
         entry.unlink()
     with pytest.raises(InputError, match=r"Scan 'p1' \(.*p1.nii.gz\): .* cannot be read"):
         pairs[0]
@@ -306,16 +308,16 @@ def test_a_file_that_is_gone_is_named_only_where_the_cache_lost_it_too(people, c
     path.write_bytes(data)
 
 
-def test_the_window_and_the_bytes_of_the_file_make_other_entries(people, cache):
+def test_the_window_and_the_bytes_of_the_file_make_other_entries(people, prepared):
     root = people(2)
-    first = look(root, cache).reports
-    cut = look(replace(open_dataset(root), window=(0, 50)), cache).reports
+    first = look(root, prepared).reports
+    cut = look(replace(open_dataset(root), window=(0, 50)), prepared).reports
     assert max(report.high for report in cut) == 50 < min(report.high for report in first)
     rewrite(root / "images" / "p0.nii.gz", lambda v: v.with_values(v.values + 1000))
-    assert look(root, cache).reports[0].low == pytest.approx(first[0].low + 1000)
+    assert look(root, prepared).reports[0].low == pytest.approx(first[0].low + 1000)
 
 
-def test_listed_pairs_of_one_person_are_aligned_themselves(people, cache):
+def test_listed_pairs_of_one_person_are_aligned_themselves(people, prepared):
     root = people(4)
     rows = ["moving,fixed,moving_labels,fixed_labels"]
     for a, b in (("p0", "p1"), ("p3", "p2")):
@@ -323,38 +325,39 @@ def test_listed_pairs_of_one_person_are_aligned_themselves(people, cache):
             ",".join(f"{part}/{name}.nii.gz" for part in ("images", "labels") for name in (a, b))
         )
     (root / "pairs.csv").write_text("\n".join(rows), encoding="utf-8")
-    found = look(open_dataset(root / "pairs.csv"), cache, affine="rigid")
+    found = look(open_dataset(root / "pairs.csv"), prepared, affine="rigid")
     assert found.by_pairs and found.reference is None
     assert [report.partner for report in found.reports] == ["p1", "p0", "p3", "p2"]
     assert all(report.dice > 0.75 for report in found.reports)
-    assert found.pairs(found.dataset.names, both_orders=False).names == [("p0", "p1"), ("p3", "p2")]
+    assert found.pairs(found.dataset.names, both_orders=False).names == (("p0", "p1"), ("p3", "p2"))
     (root / "images" / "p3.nii.gz").write_bytes(b"no image")
-    again = look(open_dataset(root / "pairs.csv"), cache, affine="rigid")
+    again = look(open_dataset(root / "pairs.csv"), prepared, affine="rigid")
     assert again.usable == ("p0", "p1") and "none of its listed pairs" in again.reports[2].skipped
 
 
-def test_unknown_names_modes_and_sizes_are_refused(people, cache):
+def test_unknown_names_modes_and_sizes_are_refused(people, prepared):
     dataset = open_dataset(people(2))
     with pytest.raises(InputError, match="no scan 'nobody'"):
-        Checkup(dataset, size=24, affine="none", cache=cache).pairs(("p0", "nobody"))
+        Checkup(dataset, size=24, affine="none", prepared=prepared).pairs(("p0", "nobody"))
     with pytest.raises(InputError, match="affine must be 'auto', 'rigid'"):
-        Checkup(dataset, size=24, affine="soft", cache=cache)
+        Checkup(dataset, size=24, affine="soft", prepared=prepared)
     with pytest.raises(InputError, match="at least 8"):
-        Checkup(dataset, size=4, cache=cache)
+        Checkup(dataset, size=4, prepared=prepared)
 
 
 TOGETHER = """
 import sys
-from napari_shmoareg.datasets import Checkup, VolumeCache, open_dataset
-found = Checkup(open_dataset(sys.argv[1]), size=24, affine="rigid", cache=VolumeCache(sys.argv[2], 2**28))
+from pathlib import Path
+from napari_shmoareg.datasets import Checkup, open_dataset
+found = Checkup(open_dataset(sys.argv[1]), size=24, affine="rigid", prepared=Path(sys.argv[2]))
 print([(report.name, report.dice) for report in found.run()], float(found.pairs(("p0", "p2"))[0].moving.sum()))
 """
 
 
 @pytest.mark.slow
-def test_two_processes_check_the_same_data_at_once(people, cache):
+def test_two_processes_check_the_same_data_at_once(people, prepared):
     root = people(3)
-    command = [sys.executable, "-c", TOGETHER, str(root), str(cache.folder)]
+    command = [sys.executable, "-c", TOGETHER, str(root), str(prepared)]
     runs = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -364,9 +367,9 @@ def test_two_processes_check_the_same_data_at_once(people, cache):
     assert one == two and "p2" in one
 
 
-def test_real_brains_are_seen_as_a_registration_sees_them(shared_data, cache):
+def test_real_brains_are_seen_as_a_registration_sees_them(shared_data, prepared):
     dataset = open_dataset(shared_data / "brain").only(("sub-05_brain", "sub-06_brain"))
-    found = look(dataset, cache, size=64)
+    found = look(dataset, prepared, size=64)
     assert [report.orientation for report in found.reports] == ["LIA", "LIA"]
     assert 0.4 < found.reports[1].overlap < 0.7 or 0.4 < (found.reports[0].overlap or 0) < 0.7
     seen = found.pairs(dataset.names, labels=True)[0]

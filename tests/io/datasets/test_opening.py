@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
 from napari_shmoareg.datasets import Dataset, open_dataset, split_dataset
+from napari_shmoareg.datasets.layouts import LAYOUTS
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Volume
 from napari_shmoareg.io import write_image
@@ -221,6 +223,15 @@ def test_oasis_takes_the_scanner_space_by_default_and_the_aligned_images_on_dema
         assert {(s.image.name, s.labels.name) for s in aligned.scans} == {
             ("aligned_norm.nii.gz", "aligned_seg35.nii.gz")
         }
+    (root / folders[0] / "norm.nii.gz").rename(root / folders[0] / "norm.mgz")
+    (root / folders[2] / "norm.nii.gz").unlink()
+    dataset = open_dataset(root)
+    assert labels_of(dataset) == {
+        "OAS1_0001_MR1": "OASIS_OAS1_0001_MR1/seg35.nii.gz",
+        "OAS1_0002_MR1": None,
+        "OAS1_0003_MR2": "OASIS_OAS1_0003_MR2/seg35.nii.gz",
+    }
+    assert why(dataset)[folders[2]] == "it contains no norm"
     with pytest.raises(InputError, match="'talairach'"):
         open_dataset(root, images="talairach")
 
@@ -235,7 +246,8 @@ def test_oasis_with_aligned_images_only_says_how_to_take_them(files):
     )
     with pytest.raises(InputError, match="Give images='aligned_norm' to use it"):
         open_dataset(root)
-    assert len(open_dataset(root, images="aligned_norm").scans) == 2
+    aligned = open_dataset(root, images="aligned_norm", labels="seg35")
+    assert [scan.labels.name for scan in aligned.scans] == ["seg35.nii.gz"] * 2
 
 
 @pytest.mark.parametrize("inner", ["", "Training/", "RawData/Training/"])
@@ -267,6 +279,31 @@ def test_copies_of_btcv_are_known(files, image, label):
     assert [s.labels.name for s in dataset.scans] == [
         label.format(n).split("/")[1] for n in (1, 2, 40)
     ]
+
+
+def test_the_documentation_has_the_patterns_of_every_known_layout():
+    docs = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text(encoding="utf-8")
+    for layout in LAYOUTS.values():
+        rows = [line for line in docs.splitlines() if line.startswith("|")]
+        assert any(row.startswith(f"| {layout.title} |") for row in rows)
+        for folder, images, labels in layout.patterns:
+            assert f"`{folder}`" in docs or not folder
+            assert any(f"| `{images}` | `{labels}` |" in row for row in rows)
+        if layout.window is not None:
+            low, high = layout.window
+            assert f"`--window={low:g},{high:g}`" in docs
+
+
+def test_the_patterns_of_a_known_layout_give_the_same_scans_in_words(files):
+    root = (
+        files(*(f"b/{kind}/{kind}000{n}.nii.gz" for n in "12" for kind in ("img", "label"))) / "b"
+    )
+    known = open_dataset(root)
+    _, images, labels = LAYOUTS["btcv"].patterns[0]
+    named = open_dataset(root, images=images, labels=labels, window=(-160, 240))
+    assert (known.kind, named.kind) == ("btcv", "folder")
+    assert known.scans == named.scans and known.window == named.window
+    assert all(scan.labels is not None for scan in known.scans)
 
 
 def test_a_scan_is_read_with_its_channel_window_and_nan(pair, tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -66,6 +68,23 @@ def test_what_is_no_list_is_refused(content, says, tmp_path):
     path.write_bytes(content)
     with pytest.raises(InputError, match=says):
         read_pair_list(path)
+
+
+def test_a_list_in_json_gives_the_same_pairs(listed):
+    with listed.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file, skipinitialspace=True))
+    path = listed.with_suffix(".json")
+    path.write_text(json.dumps({"pairs": rows}), encoding="utf-8")
+    assert read_pair_list(path).files == read_pair_list(listed).files
+    rows[1]["fixed"] = None
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    with pytest.raises(InputError, match="pair 2: 'fixed' is empty"):
+        read_pair_list(path)
+
+
+def test_other_columns_and_a_pair_of_one_file_are_no_matter_of_a_plain_list(listed):
+    listed.write_text("moving,fixed,part\nmoving.nii.gz,moving.nii.gz,left\n", encoding="utf-8")
+    assert len(read_pair_list(listed)) == 1
 
 
 def test_a_missing_list_is_refused(tmp_path):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from napari_shmoareg.datasets.pairs import NamedPairs, spread_evenly, unordered_pairs
@@ -61,8 +63,13 @@ def test_each_pair_stands_once_whichever_scan_moves():
 
 
 def test_a_pair_that_is_gone_keeps_its_place_and_is_refused():
-    there = NamedPairs(["of b and c"], {("b", "c"): 0}, [("a", "b"), ("b", "c")])
-    assert len(there) == 2 and there[1] == "of b and c" and there[1:][0] == "of b and c"
+    def make(moving, fixed):
+        images = {"moving": np.ones(3), "fixed": np.ones(3)}
+        return SimpleNamespace(**images, moving_labels=None, fixed_labels=None, name=moving + fixed)
+
+    there = NamedPairs([("b", "c")], make).renamed([("a", "b"), ("b", "c")])
+    assert len(there) == 2 and there[1].name == "bc" and there[1:][0].name == "bc"
+    assert (there.present, there.pair_names) == (1, ["a and b", "b and c"])
     with pytest.raises(InputError, match=r"a and b could be used when the run began.*checkup.csv"):
         there[0]
     assert there.select([1]).names == (("b", "c"),)

@@ -1,17 +1,18 @@
-"""Disk cache of scans resampled to the training resolution, keyed by the checksums of their files.
+"""Scans resampled to the training resolution, kept in files beside the run.
 
-Safe for several processes: entries are written atomically, their checksums are verified on reading,
-and missing or damaged entries are computed again.
+Each scan has one file per size, written atomically and named after the scan.  Its key is a checksum
+of the scan's files and the settings of the preparation: a changed scan and a damaged file are
+prepared again.  Ours: safetensors, as a NIfTI affine has single precision, and a resumed run must
+see the same pairs bit for bit.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import re
 import shutil
 import threading
-import time
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -21,7 +22,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from platformdirs import user_cache_dir
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -29,224 +29,129 @@ from napari_shmoareg.datasets.dataset import Dataset, ScanReport
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.geometry.resample import resample
-from napari_shmoareg.io import files
 from napari_shmoareg.io.files import atomic_write
 from napari_shmoareg.io.images import storable
-from napari_shmoareg.io.untrusted import user_path
 from napari_shmoareg.registration.intensity import Intensity, content_points
 
-FORMAT = "shmoareg-cache-1"
-FOLDER_VARIABLE = "SHMOAREG_CACHE"  # environment variable for another folder
-DEFAULT_LIMIT = 20 * 2**30
-SHARE_OF_DISK = 0.1  # of the free space, at most
-_PARTIAL_MAX_AGE = 3600.0  # seconds after which a partial file of an ended process is removed
+VERSION = 1  # of the files; another version prepares all scans again
+RESERVE = 2 * 2**30  # bytes of the disk that are left for the run's own files
 # names of partial files differ between processes, not between threads
 _WRITE_LOCK = threading.Lock()
 
 
 class Entry(NamedTuple):
-    """Content of an entry: arrays by name, and JSON-ready facts."""
+    """Content of a file: arrays by name, and JSON-ready facts."""
 
     arrays: dict[str, NDArray]
     facts: dict[str, Any]
 
 
-class VolumeCache:
-    """Arrays and facts by key, up to a limit in bytes; the least recently used are removed first.
+class PreparedFolder:
+    """Files of arrays and facts by name, each valid for one key.
 
-    The cache only saves time: if it cannot be written, `last_error` holds the reason and work
+    The files only save time: if one cannot be written, `last_error` holds the reason and work
     continues.
 
     Parameters
     ----------
-    folder : str or Path, optional
-        By default the variable SHMOAREG_CACHE, or the user's cache folder.
-    limit_bytes : int, optional
-        By default 20 GiB, or a tenth of the free disk space if that is less.
+    path : Path or None
+        None: nothing is kept.
 
     Attributes
     ----------
-    folder : Path
-    limit_bytes : int
+    path : Path or None
     last_error : str
-        Why the last entry could not be saved; "" if there was no error.
+        Why the last file could not be written; "" if there was no error.
     """
 
-    def __init__(self, folder: str | Path | None = None, limit_bytes: int | None = None) -> None:
-        chosen = (
-            folder
-            or os.environ.get(FOLDER_VARIABLE)
-            or Path(user_cache_dir("shmoareg")) / "volumes"
-        )
-        self.folder = user_path(chosen).absolute()
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
         self.last_error = ""
-        if limit_bytes is None:
-            nearest = next(path for path in (self.folder, *self.folder.parents) if path.is_dir())
-            available = shutil.disk_usage(nearest).free + self.bytes
-            limit_bytes = min(DEFAULT_LIMIT, int(SHARE_OF_DISK * available))
-        self.limit_bytes = limit_bytes
-        self._hashes: dict[tuple[str, int, int], str] = {}
 
-    @property
-    def bytes(self) -> int:
-        """Size of all entries on disk."""
-        return sum(size for _, size, _ in self._entries())
+    def file(self, name: str) -> Path:
+        """The file of a name: its plain characters, and a checksum to tell similar names apart."""
+        plain = re.sub(r"[^A-Za-z0-9.-]+", "_", name)[:80].lstrip(".")
+        return (self.path or Path()) / f"{plain}-{zlib.crc32(name.encode()):08x}.safetensors"
 
-    def checksum(self, path: str | Path) -> str:
-        """SHA-256 of a file or of all files of a folder; unchanged files are read only once.
-
-        Raises
-        ------
-        InputError
-            If it is missing or cannot be read.
-        """
-        source = Path(path)
-        # a series of a DICOM folder, or a volume of it
-        if not source.exists() and "#" in str(source):
-            source = Path(str(source).rsplit("#", 1)[0])
-        try:
-            if not source.is_dir():
-                return self._hash(source)
-            whole = hashlib.sha256(Path(path).name.encode())
-            for file in sorted(p for p in source.iterdir() if p.is_file()):
-                whole.update(f"{file.name}\0{self._hash(file)}\0".encode())
-            return whole.hexdigest()
-        except OSError as error:
-            raise InputError(
-                f"{path} cannot be read: {error.strerror or error}. Check the file."
-            ) from error
-
-    def _hash(self, path: Path) -> str:
-        state = path.stat()
-        file_state = (str(path), state.st_size, state.st_mtime_ns)
-        if file_state not in self._hashes:
-            with path.open("rb") as file:
-                self._hashes[file_state] = hashlib.file_digest(file, "sha256").hexdigest()
-        return self._hashes[file_state]
-
-    @staticmethod
-    def key(**parts: Any) -> str:
-        """Hash JSON-ready parts to a key."""
-        text = json.dumps({"format": FORMAT, **parts}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def get(self, key: str) -> Entry | None:
-        """Read an entry; None if there is none.  A damaged entry is removed."""
-        path = self._path(key)
-        try:
-            data = path.read_bytes()
-        except OSError:  # missing, or evicted by another process: the caller makes it again
-            return None
-        entry = _parse_entry(key, data)
-        if entry is None:
-            self._remove(path)
+    def read(self, name: str, key: str) -> Entry | None:
+        """Read a file; None if it is missing, damaged or of another key."""
+        if self.path is None:
             return None
         try:
-            os.utime(path)  # mark as recently used
-        except FileNotFoundError:  # evicted meanwhile; the data are complete
-            return entry
-        except OSError as error:
-            self.last_error = f"{path.parent}: {error.strerror}"
-        return entry
+            data = self.file(name).read_bytes()
+            arrays = load(data)
+            metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+            facts = metadata["facts"]
+            if metadata["sum"] != _checksum(key, arrays, facts):
+                return None
+            return Entry(arrays, json.loads(facts))
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, OverflowError):
+            return None
 
-    def put(self, key: str, arrays: Mapping[str, NDArray], facts: Mapping[str, Any]) -> None:
-        """Save arrays and JSON-ready facts, and remove the least recently used entries."""
-        whole = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
-        text = json.dumps(facts)
-        metadata = {"format": FORMAT, "key": key, "facts": text, "sum": _checksum(whole, text)}
-        data = save(whole, metadata=metadata)
-        if len(data) > self.limit_bytes:
-            self.last_error = (
-                f"{self.folder} may hold {self.limit_bytes} bytes; one entry has {len(data)}"
-            )
+    def write(self, name: str, key: str, entry: Entry) -> None:
+        """Write or replace a file."""
+        if self.path is None:
             return
+        arrays = {name: np.ascontiguousarray(values) for name, values in entry.arrays.items()}
+        facts = json.dumps(entry.facts)
+        data = save(arrays, metadata={"facts": facts, "sum": _checksum(key, arrays, facts)})
         with _WRITE_LOCK:
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                with atomic_write(self._path(key), size=len(data)) as temporary:
+                self.path.mkdir(parents=True, exist_ok=True)
+                free = shutil.disk_usage(self.path).free
+                if free < len(data) + RESERVE:
+                    raise InputError(
+                        f"The disk is nearly full: {free / 1e6:.0f} MB are free at {self.path}"
+                    )
+                with atomic_write(self.file(name), size=len(data)) as temporary:
                     temporary.write_bytes(data)
-                self._evict()
             # a full disk, or no permission: only time is lost
             except (OSError, InputError) as error:
                 self.last_error = str(error)
 
-    def _path(self, key: str) -> Path:
-        return self.folder / f"{key}.safetensors"
 
-    def _entries(self) -> list[tuple[float, int, Path]]:
-        """(last use, bytes, path) of all entries."""
-        found = []
-        for path in self.folder.glob("[!.]*.safetensors"):
-            try:
-                state = path.stat()
-            except FileNotFoundError:  # another process was faster
-                continue
-            found.append((state.st_mtime, state.st_size, path))
-        return found
-
-    def _evict(self) -> None:
-        entries = sorted(self._entries())
-        total = sum(size for _, size, _ in entries)
-        for _, size, path in entries[:-1]:
-            if total <= self.limit_bytes:
-                break
-            self._remove(path)
-            total -= size
-        for path in self.folder.glob(".*.partial-*"):
-            name = path.name[1:].split(".partial-")[0]
-            try:
-                old = time.time() - path.stat().st_mtime > _PARTIAL_MAX_AGE
-            except FileNotFoundError:
-                continue
-            if old and files.is_leftover(path, name):
-                self._remove(path)
-
-    def _remove(self, path: Path) -> None:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:  # open elsewhere (Windows): removed another time
-            self.last_error = f"{path} cannot be removed: {error.strerror}"
+def make_key(**parts: Any) -> str:
+    """Hash JSON-ready parts to a key."""
+    text = json.dumps({"version": VERSION, **parts}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _parse_entry(key: str, data: bytes) -> Entry | None:
-    """Parse the bytes of an entry; None if they are damaged or of another key."""
-    try:
-        arrays = load(data)
-        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        whole = (metadata["format"], metadata["key"], metadata["sum"]) == (
-            FORMAT,
-            key,
-            _checksum(arrays, metadata["facts"]),
-        )
-        return Entry(arrays, json.loads(metadata["facts"])) if whole else None
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError):
-        return None
-
-
-def _checksum(arrays: Mapping[str, NDArray], facts: str) -> str:
-    """Checksum of all arrays and facts."""
+def _checksum(key: str, arrays: Mapping[str, NDArray], facts: str) -> str:
+    """Key of a file, with the checksum of its content."""
     total = zlib.crc32(facts.encode())
-    for name in sorted(arrays):
-        total = zlib.crc32(
-            arrays[name].tobytes() if arrays[name].ndim == 0 else arrays[name].data, total
-        )
-    return f"{total:08x}"
+    for name, values in sorted(arrays.items()):
+        total = zlib.crc32(f"{name} {values.dtype} {values.shape}".encode(), total)
+        total = zlib.crc32(values.tobytes() if values.ndim == 0 else values.data, total)
+    return f"{key}-{total:08x}"
 
 
-VERSION = 1  # of the entries; a new version invalidates cached ones
+def file_checksum(path: str | Path) -> str:
+    """SHA-256 of a file or of all files of a folder."""
+    source = Path(path)
+    # a series of a DICOM folder, or a volume of it
+    if not source.exists() and "#" in str(source):
+        source = Path(str(source).rsplit("#", 1)[0])
+    try:
+        if not source.is_dir():
+            with source.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        whole = hashlib.sha256(Path(path).name.encode())
+        for entry in sorted(p for p in source.iterdir() if p.is_file()):
+            whole.update(f"{entry.name}\0{file_checksum(entry)}\0".encode())
+        return whole.hexdigest()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {error.strerror or error}. Check the file."
+        ) from error
+
+
 OVERSAMPLING = 1.25  # finer than the network grid, for pairs with smaller content than this scan's
 SPACING_TOLERANCE = 1.1  # axes whose spacing is within this ratio of the target are not resampled
 MIN_VOXELS = 8  # along every axis
 
 
 def check_scan(image: Volume, labels: Volume | None) -> None:
-    """Check that a scan can be used for training.
-
-    Raises
-    ------
-    InputError
-        If it is flat or constant, has non-finite voxels, or its labels are on another grid.
-    """
+    """Refuse a scan that is flat, constant or not finite, or whose labels are on another grid."""
     if min(image.grid.shape) < MIN_VOXELS:
         raise InputError(
             f"its shape is {image.grid.shape}; at least {MIN_VOXELS} voxels along every axis were"
@@ -262,7 +167,7 @@ def check_scan(image: Volume, labels: Volume | None) -> None:
 
 
 def resample_scan(image: Volume, labels: Volume | None, size: int | str) -> Entry:
-    """Resample a scan for the cache.
+    """Resample a scan for training.
 
     Ours: each axis gets the spacing max(finest spacing, extent of the content / (1.25 size)),
     unless its own is coarser or close to that.  If no axis changes, the values stay exactly the
@@ -333,6 +238,7 @@ def _describe_grid(grid: Grid) -> str:
 
 
 MAX_CACHED_BYTES = 2 * 2**30
+REPORTED = ("shape", "spacing", "orientation", "low", "high", "labels")
 
 
 @dataclass(frozen=True, eq=False)
@@ -350,7 +256,7 @@ class PreparedScan:
         extent (of the content, mm), content (checksum of the voxels), notes (warnings of the
         reader).
     key : str
-        Cache key.
+        Checksum of the files and settings that it comes from.
     """
 
     image: Volume
@@ -367,38 +273,25 @@ class PreparedScan:
 
     def describe(self, report: ScanReport) -> ScanReport:
         """Complete the report of the scan with the facts."""
-        facts, labels = self.facts, self.facts["labels"]
-        i, j, k = facts["shape"]
-        a, b, c = facts["spacing"]
-        return replace(
-            report,
-            shape=(i, j, k),
-            spacing=(a, b, c),
-            orientation=facts["orientation"],
-            low=facts["low"],
-            high=facts["high"],
-            labels=None if labels is None else tuple(labels),
-        )
+        known: dict[str, Any] = {name: self.facts[name] for name in REPORTED}
+        known |= {name: tuple(v) for name, v in known.items() if isinstance(v, list)}
+        return replace(report, **known)
 
 
 class PreparedScans:
-    """The resampled scans of a data set, made on first access.
+    """The resampled scans of a data set, made on first access; up to 2 GiB are kept in memory.
 
+    Scans with unusable labels are refused if labels are needed, and read without them otherwise.
     Ours: a file must not change after it was first read.  A deleted file does no harm while its
-    scan is in the cache.
-
-    Parameters
-    ----------
-    dataset : Dataset
-    cache : VolumeCache
-    need_labels : bool
-        Refuse scans with unusable labels; otherwise they are read without labels.
+    prepared scan is there.
     """
 
-    def __init__(self, dataset: Dataset, cache: VolumeCache, *, need_labels: bool = False) -> None:
+    def __init__(
+        self, dataset: Dataset, folder: PreparedFolder, *, need_labels: bool = False
+    ) -> None:
         self._dataset = dataset
         self._need_labels = need_labels
-        self._cache = cache
+        self._folder = folder
         self._checksums: dict[str, tuple[str, str | None]] = {}
         self._cached: dict[tuple[str, int | str], PreparedScan] = {}
         self._bytes = 0
@@ -424,25 +317,20 @@ class PreparedScans:
             ) from error
 
     def load(self, name: str, size: int | str) -> PreparedScan:
-        """Load a scan for pairs of `size` voxels along the longest axis, or "native".
-
-        Raises
-        ------
-        InputError
-            If it cannot be used, or its file changed since it was first read.
-        """
+        """Load a scan for pairs of `size` voxels along the longest axis, or "native"."""
         if (name, size) in self._cached:
             return self._cached[name, size]
-        checksums = self._checksums.get(name) or self._compute_checksums(name)
-        key = self._key(checksums, size)
-        entry = self._cache.get(key)
+        before = self._checksums.get(name)
+        checksums = before or self._compute_checksums(name)
+        file, key = f"{name}-{size}", self._key(checksums, size)
+        entry = self._folder.read(file, key)
         if entry is None:
-            if self._compute_checksums(name) != checksums:
+            if before is not None and self._compute_checksums(name) != before:
                 raise InputError(
                     "the file changed since it was first read. Start again with the current data."
                 )
             entry = self._read_scan(name, size)
-            self._cache.put(key, entry.arrays, entry.facts)
+            self._folder.write(file, key, entry)
         self._checksums[name] = checksums
         prepared = _build_scan(name, entry, key)
         if self._bytes + prepared.bytes <= MAX_CACHED_BYTES:
@@ -452,18 +340,16 @@ class PreparedScans:
 
     def _compute_checksums(self, name: str) -> tuple[str, str | None]:
         scan = self._dataset.scan(name)
-        image = self._cache.checksum(scan.image)
+        image = file_checksum(scan.image)
         try:
-            return image, None if scan.labels is None else self._cache.checksum(scan.labels)
+            return image, None if scan.labels is None else file_checksum(scan.labels)
         except InputError:
             if self._need_labels:
                 raise
             return image, None  # reported in the notes of the scan
 
     def _key(self, checksums: tuple[str, str | None], size: int | str) -> str:
-        return self._cache.key(
-            what="scan",
-            version=VERSION,
+        return make_key(
             image=checksums[0],
             labels=checksums[1],
             labels_needed=self._need_labels,
