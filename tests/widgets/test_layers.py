@@ -14,12 +14,14 @@ import torch
 from napari.components import ViewerModel
 from napari.layers import Image, Labels, Layer
 
-from napari_shmoareg.experts.maps import expert_maps
+from napari_shmoareg.experts.maps import content_cells, expert_maps
 from napari_shmoareg.geometry import Grid, Volume
 from napari_shmoareg.model import GateId, RoutedLayer, Routing, RoutingTrace
 from napari_shmoareg.plugin.layers import (
+    AIR,
     add_layers,
     contrast,
+    expert_map_layer,
     jacobian_range,
     layers_of,
     layers_of_pair,
@@ -53,8 +55,13 @@ def test_an_oblique_expert_map_shows_each_cell_its_own_choice(layers, registrati
         expert_map = tag(layer, "expert_map")
         size = {1: "full", 2: "half"}[expert_map.stride]
         assert tag(layer, "copied") and layer.name == f"#3 expert {expert_map.direction} ({size})"
-        assert (at_every_cell(layer, expert_map.volume.grid) == expert_map.volume.values).all()
+        inside = content_cells(registration, expert_map.stride)
+        expected = np.where(inside, expert_map.volume.values, AIR)
+        assert (at_every_cell(layer, expert_map.volume.grid) == expected).all()
         assert volume_of(layer).grid is expert_map.volume.grid
+        whole, _, _ = expert_map_layer(registration, 3, expert_map, air=True)
+        layer.data = whole
+        assert (at_every_cell(layer, expert_map.volume.grid) == expert_map.volume.values).all()
 
 
 def test_an_oblique_head_map_shows_each_token_its_own_weight(layers):
@@ -72,9 +79,7 @@ def test_a_straight_map_is_not_resampled_and_its_cells_nest_in_the_images_voxels
     parts = (torch.ones(1, 3, *cells.shape), torch.from_numpy(values - 1)[None, None])
     layer = RoutedLayer(GateId("decoder", 2, direction="x"), 2, Routing(*parts, parts[0][:, :1]))
     straight = replace(registration, network_grid=grid, routing=RoutingTrace((layer,)))
-    ((data, options),) = [
-        (d, o) for d, o, _ in layers_of(straight, 1, maps=True) if " expert " in o["name"]
-    ]
+    data, options, _ = expert_map_layer(straight, 1, expert_maps(straight)[0], air=True)
     assert np.shares_memory(data, expert_maps(straight)[0].volume.values)
     assert sorted(data.ravel()) == sorted(values.ravel()) and options["scale"] == (6.0, 4.0, 4.0)
     layer = Labels(data, **options)
@@ -90,15 +95,18 @@ def test_the_cursor_is_told_the_experts_name(layers):
     viewer.add_layer(layer)
     expert_map = tag(layer, "expert_map")
     names = ("1×1×1 (id 0)", "3×3×3 (id 1)", "5×5×5 (id 2)")
-    chosen = np.unique(expert_map.volume.values)
-    assert len(chosen) > 1
+    inside = content_cells(tag(layer, "registration"), expert_map.stride)
+    shown = np.where(inside, expert_map.volume.values, AIR)
+    chosen = np.unique(shown)
+    assert len(chosen) > 2 and chosen[0] == AIR
     for value in chosen:
-        cell = np.argwhere(expert_map.volume.values == value)[0]
+        cell = np.argwhere(shown == value)[0]
         where = to_viewer(expert_map.volume.grid.to_world(cell))
         viewer.dims.point = tuple(where)
-        assert f"expert: {names[value - 1]}" in layer.get_status(where, world=True)["value"]
-    red, white, blue = (layer.colormap.map(np.uint8(n))[:3] for n in (1, 2, 3))
-    assert red[0] > 2 * red[2] and (white == 1).all() and blue[2] > 2 * blue[0]
+        name = names[value - 1] if value else "air"
+        assert f"expert: {name}" in layer.get_status(where, world=True)["value"]
+    amber, light, purple = (layer.colormap.map(np.uint8(n))[:3] for n in (1, 2, 3))
+    assert amber[0] > 2 * amber[2] and light[2] > light[0] and purple[1] == 0 < purple[0]
 
 
 def test_only_the_warped_image_is_visible_and_all_layers_stand_in_mm(layers, registration):
