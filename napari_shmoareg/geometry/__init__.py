@@ -13,12 +13,19 @@ if TYPE_CHECKING:
     from napari_shmoareg.geometry.grid import Grid
     from napari_shmoareg.geometry.resample import apply_affine, inside, pull, slabs
     from napari_shmoareg.geometry.transform import DisplacementField, Transform, warp_volume
-    from napari_shmoareg.geometry.volume import Volume, VolumePair, background, float_type
+    from napari_shmoareg.geometry.volume import (
+        LabelNames,
+        Volume,
+        VolumePair,
+        background,
+        float_type,
+    )
 
 __all__ = [
     "DisplacementField",
     "Grid",
     "InputError",
+    "LabelNames",
     "NoOverlapError",
     "TooLargeError",
     "Transform",
@@ -52,6 +59,7 @@ _MODULES = {
         "warp_volume",
     ),
     "geometry.volume": (
+        "LabelNames",
         "Volume",
         "VolumePair",
         "background",
