@@ -26,6 +26,7 @@ from napari_shmoareg.cli.options import (
     Channel,
     Debug,
     Kind,
+    LabelNamesFile,
     Nan,
     Quiet,
     UniGradICONWeights,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from napari_shmoareg.datasets import Dataset
     from napari_shmoareg.evaluation.comparison import PairedTest
     from napari_shmoareg.evaluation.run import Part
-    from napari_shmoareg.evaluation.tables import Summary, WrittenTables
+    from napari_shmoareg.evaluation.tables import Naming, Summary, WrittenTables
     from napari_shmoareg.metrics.measure import Method
 
 
@@ -213,6 +214,7 @@ def evaluate(
     method: MethodOption = "shmoareg",
     images: Images = None,
     labels: Labels = None,
+    label_names: LabelNamesFile = None,
     subject: Subject = None,
     kind: KindOption = Kind.auto,
     window: WindowOption = None,
@@ -255,6 +257,7 @@ def evaluate(
     options = {"images": images, "labels": labels, "subject": subject, "window": window, "nan": nan}
     options |= {"channel": channel, "kind": None if kind is Kind.auto else kind.value}
     chosen = select_scans(dataset, run, part, split, split_seed, options)
+    naming = naming_of(chosen.dataset, label_names)
     own = settings_in(given, RegistrationSettings)
     device = choose_device(own.get("device", "auto"))
     used = weights_for(name, weights, unigradicon_weights, chosen, device)
@@ -263,7 +266,21 @@ def evaluate(
     ready = ready_method(name, settings, used, device)
     listed = pairs_of(chosen.dataset, chosen.part, pairs, seed)
     plan = evaluation_plan(chosen.part, listed, name, used, settings)
-    run_evaluation(out, plan, ready, chosen, shard, sharing, against, quiet)
+    run_evaluation(out, plan, ready, chosen, shard, sharing, against, quiet, naming)
+
+
+def naming_of(dataset: Dataset, file: Path | None) -> Naming:
+    """The names of a data set's labels: from a file, or as found for the first label map."""
+    from napari_shmoareg.geometry import LabelNames
+    from napari_shmoareg.io.label_names import find_label_names, read_label_names
+
+    if file is not None:
+        names = read_label_names(file)
+        return lambda _labels: names
+    first = next((scan.labels for scan in dataset.scans if scan.labels is not None), None)
+    if first is None:
+        return lambda _labels: LabelNames()
+    return partial(find_label_names, first)
 
 
 def run_evaluation(
@@ -275,6 +292,7 @@ def run_evaluation(
     sharing: Sharing,
     against: Path | None,
     quiet: bool,
+    naming: Naming | None = None,
 ) -> None:
     """Evaluate the pairs that have no case yet, and write and show the results of all cases."""
     from napari_shmoareg.evaluation.run import EvaluationFolder, Shard, evaluate_cases
@@ -294,7 +312,10 @@ def run_evaluation(
         sharing.submit_shards(out)
         return
     with resumable(
-        lambda: len(folder.snapshot()), count, out, finish=lambda: write_tables(folder, plan)
+        lambda: len(folder.snapshot()),
+        count,
+        out,
+        finish=lambda: write_tables(folder, plan, naming),
     ):
         if sharing.processes > 1:
             sharing.run(choose_device(plan["settings"]["device"]))
@@ -306,7 +327,7 @@ def run_evaluation(
             share,
             lambda case, warning: _print_case(case, warning, count, quiet),
         )
-    written = write_tables(folder, plan)
+    written = write_tables(folder, plan, naming)
     for text in written.damaged:
         print_note(f"Warning: {text} Its shard registers it again.")
     tests = None if other is None else write_comparison(folder, other)

@@ -115,6 +115,18 @@ FixedLabels = Annotated[
         "--fixed-labels", metavar="FILE", help="Label map of FIXED, to measure the result."
     ),
 ]
+LabelNamesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--label-names",
+        metavar="FILE",
+        help=(
+            "Names of the labels: a colour table of FreeSurfer or 3D Slicer, a label description"
+            " of ITK-SNAP, a CSV or TSV table (index, name), or a dataset.json."
+        ),
+        show_default="a file beside the labels, or FreeSurfer's codes",
+    ),
+]
 Weights = Annotated[
     str | None,
     typer.Option(

@@ -7,6 +7,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,7 @@ from napari_shmoareg.cli.options import (
     Fill,
     Fixed,
     FixedLabels,
+    LabelNamesFile,
     Moving,
     MovingLabels,
     Nan,
@@ -112,8 +114,6 @@ def apply(
 
 def _use_header_kind(path: Path, volume: Volume) -> Volume:
     """Treat the volume as labels if its header says so; warn if only its name does."""
-    from dataclasses import replace
-
     from napari_shmoareg.io.images import inspect_file, is_named_as_labels
 
     if inspect_file(path).kind == "labels":
@@ -268,8 +268,9 @@ def labels_of(report: Mapping[str, Any]) -> str:
     return "labels" if labels is None else f"{count} label{'' if count == 1 else 's'}"
 
 
-def missing_labels_line(report: Mapping[str, Any]) -> str:
-    """A line on labels that are missing in one image; empty if none."""
+def labels_lines(report: Mapping[str, Any]) -> str:
+    """Lines on the source of the names, and on labels that are missing in one image; or nothing."""
+    from napari_shmoareg.io.label_names import reported_names
     from napari_shmoareg.metrics import SharedLabels
 
     labels = report.get("labels")
@@ -278,9 +279,11 @@ def missing_labels_line(report: Mapping[str, Any]) -> str:
         if labels is None
         else SharedLabels(**{k: tuple(v) for k, v in labels.items()})
     )
-    return (
-        f"\nDice: {shared.description}; the mean is over those in both.\n" if shared.missing else ""
-    )
+    names = reported_names(report)
+    lines = [f"\nNames of the labels: from {names.source}."] if names else []
+    if shared.missing:
+        lines += [f"\nDice: {shared.describe(names)}; the mean is over those in both."]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def caution_lines(report: Mapping[str, Any]) -> list[str]:
@@ -367,6 +370,7 @@ def register(
     ],
     moving_labels: MovingLabels = None,
     fixed_labels: FixedLabels = None,
+    label_names: LabelNamesFile = None,
     weights: Weights = None,
     network: NetworkOption = Network.auto,
     figures: Annotated[
@@ -385,12 +389,14 @@ def register(
     and figures.
     """
     from napari_shmoareg.io.files import check_new_folder
+    from napari_shmoareg.io.label_names import name_labels, read_label_names
 
     if network is Network.none and weights is not None:
         raise InputError(
             "--weights would have no effect with --network none. Leave one of them out."
         )
     check_new_folder(out)
+    names = None if label_names is None else read_label_names(label_names)
     request = CommandRequest.of(weights, given)
     with progress(quiet, registration_phases(request.refine)) as report:
         report("loading", 0.0)
@@ -399,6 +405,15 @@ def register(
         name, trained = (NO_NETWORK, None) if network is Network.none else request.network()
         report("reading", 0.0)
         pair = read_pair(moving, fixed, moving_labels, fixed_labels, nan=nan, channel=channel)
+        files = {"moving_labels": moving_labels, "fixed_labels": fixed_labels}
+        pair = replace(
+            pair,
+            **{
+                role: name_labels(pair.volumes[role], file, names)
+                for role, file in files.items()
+                if file is not None
+            },
+        )
         registration = request.register(pair, trained, report)
         found = write_registration(
             registration, out, weights=name, figures=figures, progress=report
@@ -408,7 +423,7 @@ def register(
     if not quiet:
         show(result_table(found))
         typer.echo(
-            f"{missing_labels_line(found)}\n{seconds_line(found)}\n{choices_lines(found)}\n"
+            f"{labels_lines(found)}\n{seconds_line(found)}\n{choices_lines(found)}\n"
             f"{file_lines(out, found, figures)}"
         )
 
@@ -454,7 +469,7 @@ def demo(
     if not quiet:
         show(result_table(found))
         typer.echo(
-            f"{missing_labels_line(found)}\n{seconds_line(found)}\n{choices_lines(found)}\n"
+            f"{labels_lines(found)}\n{seconds_line(found)}\n{choices_lines(found)}\n"
             f"{file_lines(out, found, True)}"
         )
 

@@ -6,8 +6,8 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from napari_shmoareg.evaluation.comparison import (
 )
 from napari_shmoareg.evaluation.comparison import PAIRS as OVER_PAIRS
 from napari_shmoareg.evaluation.run import Case, EvaluationFolder
+from napari_shmoareg.geometry import LabelNames
 from napari_shmoareg.io.files import atomic_write, check_name
 from napari_shmoareg.io.untrusted import printable
 from napari_shmoareg.metrics import SharedLabels
@@ -58,12 +59,15 @@ class Summary:
     stage, label, measure : str
         The label is "mean" for means over the labels of a pair and for measures without labels.
     spread : Spread
+    name : str
+        Of the label; empty if it has none.
     """
 
     stage: str
     label: str
     measure: str
     spread: Spread
+    name: str = ""
 
     @property
     def text(self) -> str:
@@ -142,8 +146,9 @@ def stage_table(summaries: Sequence[Summary]) -> list[str]:
     return lines
 
 
-def label_table(summaries: Sequence[Summary]) -> list[str]:
+def label_table(summaries: Sequence[Summary], names: LabelNames | None = None) -> list[str]:
     """Markdown lines: a row per label, final measures and initial Dice; empty without labels."""
+    named = names or LabelNames()
     chosen = [s for s in summaries if s.label != ALL]
     labels = list(dict.fromkeys(s.label for s in chosen))
     if not labels:
@@ -159,7 +164,8 @@ def label_table(summaries: Sequence[Summary]) -> list[str]:
         start = cells.get(("start", label, "dice"))
         counts = [s.spread.n for s in known if s is not None]
         written = ["" if s is None else s.text for s in (start, *known)]
-        lines.append(table_line([label, str(max(counts, default=0)), *written]))
+        words = named.describe(int(label)).replace("|", "/")
+        lines.append(table_line([words, str(max(counts, default=0)), *written]))
     return lines
 
 
@@ -207,7 +213,8 @@ def comparison_page(
 def summary_row(summary: Summary) -> dict[str, Any]:
     """Table row, with the definition of the measure."""
     about = {"stage": summary.stage, "label": summary.label, "measure": summary.measure}
-    return about | asdict(summary.spread) | {"definition": MEASURES[summary.measure].definition}
+    last = {"definition": MEASURES[summary.measure].definition, "name": summary.name}
+    return about | asdict(summary.spread) | last
 
 
 PAIRS, LABELS, SUMMARY, PAGE = "pairs.csv", "labels.csv", "summary.csv", "summary.md"
@@ -225,6 +232,7 @@ class WrittenTables:
         Number of pairs in the plan, with a case, and with an error.
     damaged : list of str
         Errors of cases that could not be read.
+    names : LabelNames
     """
 
     summaries: list[Summary]
@@ -232,10 +240,23 @@ class WrittenTables:
     done: int
     failed: int
     damaged: list[str]
+    names: LabelNames = field(default_factory=LabelNames)
 
 
-def write_tables(folder: EvaluationFolder, plan: Mapping[str, Any]) -> WrittenTables:
+Naming = Callable[[Collection[int]], LabelNames]
+
+
+def write_tables(
+    folder: EvaluationFolder, plan: Mapping[str, Any], naming: Naming | None = None
+) -> WrittenTables:
     """Write all tables from the existing cases; repeat if another process wrote a case meanwhile.
+
+    Parameters
+    ----------
+    folder : EvaluationFolder
+    plan : mapping
+    naming : callable, optional
+        Returns the `LabelNames` of the labels that occur.
 
     Raises
     ------
@@ -247,13 +268,21 @@ def write_tables(folder: EvaluationFolder, plan: Mapping[str, Any]) -> WrittenTa
         cases, damaged = folder.read_cases(plan)
         pairs = [row for case in cases for row in pair_rows(case)]
         labels = [row for case in cases for row in label_rows(case)]
-        summaries = summarise(pairs, labels)
+        in_cases = {n for case in cases for side in _label_sets(case) for n in side}
+        occurring = sorted(in_cases | {row["label"] for row in labels})
+        names = LabelNames() if naming is None else naming(occurring).within(occurring)
+        for row in labels:
+            row["name"] = names.get(row["label"])
+        summaries = [
+            s if s.label == ALL else replace(s, name=names.get(int(s.label)))
+            for s in summarise(pairs, labels)
+        ]
         failed = sum(bool(case["error"]) for case in cases)
-        written = WrittenTables(summaries, len(plan["pairs"]), len(cases), failed, damaged)
+        written = WrittenTables(summaries, len(plan["pairs"]), len(cases), failed, damaged, names)
         _write(folder.path / PAIRS, as_csv(pairs, (*_ABOUT, *columns_of(pairs), "error")))
         if labels:
             about = ("case", "moving", "fixed", "stage", "label", "in")
-            _write(folder.path / LABELS, as_csv(labels, (*about, *columns_of(labels))))
+            _write(folder.path / LABELS, as_csv(labels, (*about, *columns_of(labels), "name")))
         rows = [summary_row(s) for s in summaries]
         _write(
             folder.path / SUMMARY,
@@ -338,9 +367,10 @@ def summary_page(
             " labels that both of its images have. "
             + (f"{worse} of {compared} pairs ended worse than their start." if compared else "")
         ]
-    labels = label_table(written.summaries)
+    names, labels = written.names, label_table(written.summaries, written.names)
     if labels:
         parts += ["## Per label, after registration", "\n".join(labels)]
+        parts += [f"Names of the labels: from {names.source}."] if names else []
     elif any(not case["error"] for case in cases):
         parts += [
             "The scans have no labels (or one scan of each pair has none): see the correlation for"
@@ -355,7 +385,8 @@ def summary_page(
     incomplete = [case for case in cases if not case["error"] and _has_missing_labels(case)]
     if incomplete:
         listed = [
-            f"- {c['moving']} onto {c['fixed']}: {_label_sets(c).description}" for c in incomplete
+            f"- {c['moving']} onto {c['fixed']}: {_label_sets(c).describe(names)}"
+            for c in incomplete
         ]
         parts += ["## Labels missing in one image of a pair (not in the means)", "\n".join(listed)]
     failures = [f"- {c['moving']} onto {c['fixed']}: {c['error']}" for c in cases if c["error"]]

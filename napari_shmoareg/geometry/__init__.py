@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from napari_shmoareg.geometry.resample import apply_affine, inside, pull, slabs
     from napari_shmoareg.geometry.transform import DisplacementField, Transform, warp_volume
     from napari_shmoareg.geometry.volume import (
+        LabelNames,
         Volume,
         VolumePair,
         background,
@@ -25,6 +26,7 @@ __all__ = [
     "DisplacementField",
     "Grid",
     "InputError",
+    "LabelNames",
     "NoOverlapError",
     "TooLargeError",
     "Transform",
@@ -59,6 +61,7 @@ _MODULES = {
         "warp_volume",
     ),
     "geometry.volume": (
+        "LabelNames",
         "Volume",
         "VolumePair",
         "background",

@@ -7,6 +7,7 @@ so that memory is bounded at any size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -190,7 +191,7 @@ def _pull(volume: Volume, grid: Grid, indices: Callable[[slice], Points], outsid
             positions = torch.from_numpy(index.astype(np.float32)).permute(3, 0, 1, 2)[None]
             values[part] = sample(image, positions, padding="border")[0, 0].numpy()
         values[part][~_within(index, volume.grid.shape)] = outside
-    return Volume(values, grid, volume.name, volume.is_labels)
+    return replace(volume, values=values, grid=grid)
 
 
 def _tensor(values: NDArray, kind: np.dtype) -> torch.Tensor:

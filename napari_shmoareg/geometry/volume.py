@@ -1,8 +1,9 @@
-"""Volume and VolumePair: images and label maps on a grid."""
+"""Volume and VolumePair: images and label maps on a grid, with the names of the labels."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,6 +12,58 @@ from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry.grid import Grid
 
 LARGEST_RATIO = 500.0  # Ours: of voxel sizes; micrometres read as mm differ by 1000
+MAX_COUNTED = 1 << 20  # labels below this value are counted instead of sorted
+
+
+@dataclass(frozen=True)
+class LabelNames:
+    """Names of structures by label.
+
+    Attributes
+    ----------
+    names : mapping of int to str
+        Only of labels that have a name.
+    source : str
+        Where they are from, for display after "names from": "labels.ctbl".
+    """
+
+    names: Mapping[int, str] = field(default_factory=dict)
+    source: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.names)
+
+    def get(self, label: int) -> str:
+        """Return the name of a label, or an empty text."""
+        return self.names.get(label, "")
+
+    def describe(self, label: int) -> str:
+        """Return number and name, as "17 Left-Hippocampus"; the number alone without a name."""
+        return f"{label} {self.get(label)}".rstrip()
+
+    def within(self, labels: Iterable[int]) -> LabelNames:
+        """Return the names of these labels only."""
+        kept = {label: self.names[label] for label in labels if label in self.names}
+        return LabelNames(kept, self.source if kept else "")
+
+    def joined(self, other: LabelNames) -> LabelNames:
+        """Return the names of both; a label with two different names gets "liver / spleen"."""
+        names = {**other.names, **self.names}
+        names |= {n: f"{self.names[n]} / {other.names[n]}" for n in self.conflicts(other)}
+        sources = dict.fromkeys(each.source for each in (self, other) if each)
+        return LabelNames(names, " and ".join(sources))
+
+    def conflicts(self, other: LabelNames) -> list[int]:
+        """Return the labels that have different names, beyond case and punctuation."""
+        return [
+            label
+            for label, name in self.names.items()
+            if _letters(other.names.get(label, name)) != _letters(name)
+        ]
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name.casefold()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +80,8 @@ class Volume:
         For display: a file name without its extension, or the name of a layer.
     is_labels : bool
         Labels are resampled by nearest neighbour, images by linear interpolation.
+    label_names : LabelNames
+        Names of the labels; empty if they are not known.
 
     Raises
     ------
@@ -38,6 +93,7 @@ class Volume:
     grid: Grid
     name: str = "image"
     is_labels: bool = False
+    label_names: LabelNames = field(default_factory=LabelNames)
 
     def __post_init__(self) -> None:
         values = np.asarray(self.values)
@@ -64,7 +120,7 @@ class Volume:
     @property
     def labels(self) -> list[int]:
         """The label values that occur, excluding 0 (background)."""
-        return [int(v) for v in np.unique(self.values) if v != 0]
+        return labels_in(self.values)
 
     @property
     def float_type(self) -> np.dtype:
@@ -180,9 +236,30 @@ class VolumePair:
         return {role: volume for role in roles if (volume := getattr(self, role)) is not None}
 
     @property
+    def label_names(self) -> LabelNames:
+        """The names of the labels of both images."""
+        maps = (self.moving_labels, self.fixed_labels)
+        one, other = (LabelNames() if v is None else v.label_names for v in maps)
+        return one.joined(other)
+
+    @property
     def swapped(self) -> VolumePair:
         """The pair with moving and fixed exchanged."""
         return VolumePair(self.fixed, self.moving, self.fixed_labels, self.moving_labels)
+
+
+def labels_in(values: NDArray) -> list[int]:
+    """Return the values that occur in a label map, sorted, excluding 0."""
+    if (
+        values.size
+        and values.dtype.kind in "iub"
+        and values.min() >= 0
+        and values.max() < MAX_COUNTED
+    ):
+        found = np.flatnonzero(np.bincount(values.ravel()))
+    else:
+        found = np.unique(values)
+    return [int(value) for value in found if value != 0]
 
 
 def differences(one: Grid, other: Grid) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from napari_shmoareg.io.checkpoint import load_network, save_network
     from napari_shmoareg.io.images import read_image, read_pair, write_image
+    from napari_shmoareg.io.label_names import find_label_names, read_label_names
     from napari_shmoareg.io.model_card import read_card, shipped_weights
     from napari_shmoareg.io.registration_folder import (
         read_registration,
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
     from napari_shmoareg.io.transforms import read_transform, write_displacement, write_transform
 
 __all__ = [
+    "find_label_names",
     "load_network",
     "read_card",
     "read_image",
+    "read_label_names",
     "read_pair",
     "read_registration",
     "read_scene",
@@ -46,6 +49,10 @@ _MODULES = {
         "read_image",
         "read_pair",
         "write_image",
+    ),
+    "io.label_names": (
+        "find_label_names",
+        "read_label_names",
     ),
     "io.model_card": (
         "read_card",

@@ -260,6 +260,14 @@ _NAMED_LABELS = re.compile(
 )
 
 
+LABEL_FOLDERS = 5  # folders above a file whose names are looked at
+_LABEL_FOLDER = re.compile(
+    r"labels?(?:[_-]?(?:tr|ts|va|val|train|test))?|label[_-]?maps?|masks?|(?:d?seg|segmentation)s?"
+    r"|ground[_-]?truths?|gts?|derivatives"
+)
+SAME_VALUE = 0.6  # share of voxels that equal their neighbour
+
+
 REPORT = "report.json"  # marks a registration folder
 
 
@@ -315,6 +323,29 @@ def image_files(folder: str | Path) -> list[str]:
 def is_named_as_labels(path: str | Path) -> bool:
     """Whether a file name suggests labels: ``sub-05_seg.nii.gz``, ``aparc+aseg.mgz``."""
     return _NAMED_LABELS.search(stem(path).lower()) is not None
+
+
+def lies_with_labels(path: str | Path) -> bool:
+    """Whether a folder suggests labels: ``labelsTr/case.nii.gz``, ``derivatives/...``.
+
+    The name of the file is that of its image there; so the values have to be looked at too
+    (`looks_like_labels`)."""
+    folders = user_path(path).absolute().parent.parts[-LABEL_FOLDERS:]
+    return any(_LABEL_FOLDER.fullmatch(folder.lower()) for folder in folders)
+
+
+def looks_like_labels(values: NDArray) -> bool:
+    """Whether values are whole, not negative and form areas of one value, as a label map has.
+
+    Ours: most voxels other than 0 equal the next one along the first axis.  In label maps at least
+    8 of 10 do, in images at most 4 (of a resampled CT with its air).
+    """
+    if not values.size or not values.min() >= 0:  # NaN too
+        return False
+    if values.dtype.kind == "f" and not (values == np.rint(values)).all():
+        return False
+    content = values[:-1] != 0
+    return bool(content.any()) and float((values[:-1] == values[1:])[content].mean()) > SAME_VALUE
 
 
 def _nifti(path: Path) -> Contents:

@@ -24,6 +24,7 @@ from napari_shmoareg.geometry import DisplacementField, Grid, Volume, VolumePair
 from napari_shmoareg.io import nifti
 from napari_shmoareg.io.files import new_folder, write_figure
 from napari_shmoareg.io.images import REPORT, read_image, write_image
+from napari_shmoareg.io.label_names import reported_names
 from napari_shmoareg.io.machine import versions
 from napari_shmoareg.io.model_card import routing_of
 from napari_shmoareg.io.report import (
@@ -287,6 +288,9 @@ def read_registration(folder: str | Path) -> Registration:
             f"{folder / REPORT} is damaged ({error!r:.200}). Register the pair again."
         ) from error
     inputs = {role: _input(folder, role, grid, names[role]) for role, grid in grids.items()}
+    label_names = reported_names(report)
+    for role in {"moving_labels", "fixed_labels"} & set(inputs):
+        inputs[role] = replace(inputs[role], label_names=label_names)
     labelled = inputs.get("moving_labels")
     fixed = inputs["fixed"].grid
     return Registration(
@@ -294,7 +298,10 @@ def read_registration(folder: str | Path) -> Registration:
         transform=read_transform(_require_file(folder, "transform.h5")),
         warped=_volume(folder, "warped", fixed, name=inputs["moving"].name),
         warped_labels=labelled
-        and _volume(folder, "warped_labels", fixed, name=labelled.name, labels=True),
+        and replace(
+            _volume(folder, "warped_labels", fixed, name=labelled.name, labels=True),
+            label_names=label_names,
+        ),
         displacement=_displacement(folder, fixed),
         jacobian=_volume(folder, "jacobian", fixed, name="jacobian"),
         routing=_routing(folder, network, load),

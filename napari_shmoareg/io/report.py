@@ -191,11 +191,13 @@ def check_report(report: Mapping[str, Any]) -> None:
         "pair": {"": {"name": str, "shape": [int], "affine": [[float]]}},
         "network_grid": {"shape": [int], "affine": [[float]]},
         "labels": {"": [int]},
+        "label_names": {"": str},
+        "label_names_from": str,
         "dice": per_label,
         "assd_mm": per_label,
         "hd95_mm": per_label,
     }
-    free = {"dice", "labels", "assd_mm", "hd95_mm"}
+    free = {"dice", "labels", "label_names", "label_names_from", "assd_mm", "hd95_mm"}
     for name, kind in kinds.items():
         if name in report and not (report[name] is None and name in free):
             _check_kind(report[name], kind, name)
@@ -206,6 +208,8 @@ def check_report(report: Mapping[str, Any]) -> None:
         for label in stage["per_label"]
     ):
         raise ValueError("a label of dice is not a whole number")
+    if not all(re.fullmatch(r"-?\d{1,18}", label) for label in report.get("label_names") or ()):
+        raise ValueError("a label of label_names is not a whole number")
 
 
 def _check_kind(value: Any, kind: Any, name: str) -> None:

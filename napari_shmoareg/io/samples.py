@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from napari_shmoareg.geometry import Grid, Volume, VolumePair
+from napari_shmoareg.geometry import Grid, LabelNames, Volume, VolumePair
 from napari_shmoareg.io.phantom import ORGANS, anatomy
 
 if TYPE_CHECKING:
@@ -224,4 +224,5 @@ def _image(grey: NDArray, grid: Grid, rng: np.random.Generator, name: str) -> Vo
 
 
 def _labels(organs: NDArray[np.uint8], grid: Grid, name: str) -> Volume:
-    return Volume(organs.reshape(grid.shape), grid, name, is_labels=True)
+    names = LabelNames(ORGANS, "the sample")
+    return Volume(organs.reshape(grid.shape), grid, name, is_labels=True, label_names=names)

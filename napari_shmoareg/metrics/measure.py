@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from napari_shmoareg import metrics
-from napari_shmoareg.geometry import DisplacementField, Transform, Volume, VolumePair, warp_volume
+from napari_shmoareg.geometry import (
+    DisplacementField,
+    LabelNames,
+    Transform,
+    Volume,
+    VolumePair,
+    warp_volume,
+)
 from napari_shmoareg.metrics.metrics import (
     SharedLabels,
     dice_in_both,
@@ -378,6 +385,10 @@ class Quality:
         Length of the whole transform's displacement.
     labels : SharedLabels or None
         Labels of both images and of only one.
+    names : LabelNames
+        Names of the labels of both images.
+    conflicts : tuple of int
+        Labels that the two images name differently.
     """
 
     similarity: Mapping[str, Mapping[str, float]]
@@ -387,6 +398,8 @@ class Quality:
     jacobian: Mapping[str, float]
     displacement_mm: Mapping[str, float]
     labels: SharedLabels | None = None
+    names: LabelNames = field(default_factory=LabelNames)
+    conflicts: tuple[int, ...] = ()
 
     def mean_dice(self, stage: str) -> float | None:
         """Return the mean over the common labels (NaN if none), or None without labels."""
@@ -394,10 +407,19 @@ class Quality:
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings about lower Dice, on average and of single labels; empty without labels."""
+        """Warnings about different names of a label, and about lower Dice, on average and of single
+        labels; empty without labels.
+        """
         if self.dice is None:
             return []
         found = []
+        if self.conflicts:
+            named = ", ".join(map(self.names.describe, self.conflicts[:4]))
+            more = f" and {len(self.conflicts) - 4} more" if len(self.conflicts) > 4 else ""
+            found.append(
+                "The moving and the fixed labels have different names for the same number, so that"
+                f" their overlap may mean nothing: {named}{more}."
+            )
         means = {stage: mean(self.dice[stage]) for stage in SHOWN_STAGES}
         start = max(("before", "affine"), key=lambda stage: means[stage])
         if means["after"] < means[start] - FELL:
@@ -415,7 +437,8 @@ class Quality:
         )
         if lost:
             named = ", ".join(
-                f"{label} ({before[label]:.2f} to {after[label]:.2f})" for _, label in lost[:4]
+                f"{self.names.describe(label)} ({before[label]:.2f} to {after[label]:.2f})"
+                for _, label in lost[:4]
             )
             more = f" and {len(lost) - 4} more" if len(lost) > 4 else ""
             found.append(f"Dice fell by more than {LOST:g} for the labels {named}{more}.")
@@ -438,6 +461,8 @@ class Quality:
                 }
                 for stage, values in stages.items()
             }
+        result["label_names"] = {str(label): name for label, name in self.names.names.items()}
+        result["label_names_from"] = self.names.source
         return result | {
             "folding_percent": self.jacobian["folding_percent"],
             "jacobian": dict(self.jacobian),
@@ -458,6 +483,7 @@ def measure(registration: Registration) -> Quality:
     }
     tables: dict[str, dict[str, dict[int, float]]] = {}
     shared: SharedLabels | None = None
+    names, conflicts = pair.label_names, list[int]()
     if (
         pair.fixed_labels is not None
         and pair.moving_labels is not None
@@ -467,6 +493,8 @@ def measure(registration: Registration) -> Quality:
         before = affine if np.allclose(matrix, np.eye(4)) else before
         warped = dict(zip(SHOWN_STAGES, (before, affine, registration.warped_labels), strict=True))
         shared = labels_of(pair)
+        names = names.within((*shared.both, *shared.missing))
+        conflicts = pair.moving_labels.label_names.conflicts(pair.fixed_labels.label_names)
         tables = _stage_tables(warped, pair.fixed_labels, shared)
     determinant = registration.jacobian.values
     length = np.linalg.norm(registration.displacement.vectors, axis=-1)
@@ -484,6 +512,8 @@ def measure(registration: Registration) -> Quality:
         },
         displacement_mm={"mean": float(length.mean(dtype=np.float64)), "max": float(length.max())},
         labels=shared,
+        names=names,
+        conflicts=() if shared is None else tuple(n for n in shared.both if n in conflicts),
     )
 
 

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from napari_shmoareg.geometry import LabelNames
+
 Mask = NDArray[np.bool_]
 
 
@@ -77,11 +79,15 @@ class SharedLabels(NamedTuple):
     @property
     def description(self) -> str:
         """The number of common labels, and the others, as text."""
+        return self.describe()
+
+    def describe(self, names: LabelNames | None = None) -> str:
+        """As `description`, with the names of the labels."""
         count = len(self.both)
         if not self.missing:
             return f"{count} label{' is' if count == 1 else 's are'} in both images"
         sides = (("only moving", self.only_moving), ("only fixed", self.only_fixed))
-        named = "; ".join(f"{side}: {_listed(labels)}" for side, labels in sides if labels)
+        named = "; ".join(f"{side}: {_listed(labels, names)}" for side, labels in sides if labels)
         return (
             f"{count} of {count + len(self.missing)} labels {'is' if count == 1 else 'are'} in both"
             f" images; {named}"
@@ -145,8 +151,9 @@ def masks(
         yield value, (a[box] == n, b[box] == n)
 
 
-def _listed(labels: Sequence[int], most: int = 12) -> str:
-    named = ", ".join(str(label) for label in labels[:most])
+def _listed(labels: Sequence[int], names: LabelNames | None, most: int = 12) -> str:
+    known = names or LabelNames()
+    named = ", ".join(known.describe(label) for label in labels[:most])
     return named + (f" and {len(labels) - most} more" if len(labels) > most else "")
 
 

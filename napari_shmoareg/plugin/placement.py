@@ -1,4 +1,4 @@
-"""World coordinates of layers: mm, axes S, A, R, units, points.
+"""Layers of volumes: world coordinates (mm, axes S, A, R), units, points, names of labels.
 
 napari shows the last two axes of a viewer, so the world order here is z, y, x (S, A, R), in mm.
 Layers get a scale and a translation only: napari 0.9 slices rotated layers wrongly in 2D.  An
@@ -19,7 +19,8 @@ import pint
 from numpy.typing import ArrayLike, NDArray
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.geometry import Grid, Volume, background
+from napari_shmoareg.geometry import Grid, LabelNames, Volume, background
+from napari_shmoareg.geometry.volume import labels_in
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -200,7 +201,7 @@ def layer_options(
     -------
     data : (S, A, R) array
     options : dict
-        name, scale, translate, units, axis_labels, metadata.
+        name, scale, translate, units, axis_labels, metadata; features if the labels have names.
     """
     geometry = to_layer_geometry(volume, finer=finer, nearest=nearest, outside=outside)
     tags = {
@@ -218,7 +219,45 @@ def layer_options(
         "axis_labels": AXES,
         "metadata": {KEY: tags},
     }
+    if volume.label_names:
+        options["features"] = _features(volume.labels, volume.label_names)
     return geometry.data, options
+
+
+NAME_COLUMN = "name"  # of the features of a labels layer, shown in the status bar
+
+
+def _features(labels: Sequence[int], names: LabelNames) -> dict[str, Any]:
+    """Features that give the status bar the names of labels; labels without a name get None."""
+    index = sorted({0, *labels, *names.names})
+    texts = [names.get(label) or None for label in index]
+    return {"index": index, NAME_COLUMN: np.array(texts, dtype=object)}
+
+
+def names_of(layer: Layer) -> LabelNames:
+    """The names of a layer's labels: the column "index" and the first text column of its features.
+
+    Their source is where this plugin read them, else the layer itself."""
+    features: Any = getattr(layer, "features", None)
+    if features is None or "index" not in features:
+        return LabelNames()
+    text = next((name for name in features if features[name].dtype.kind in "OUT"), None)
+    if text is None:
+        return LabelNames()
+    rows = zip(features["index"], features[text], strict=True)
+    names = {int(label): name for label, name in rows if isinstance(name, str) and name}
+    known = [tag(layer, "label_names"), getattr(tag(layer, "volume"), "label_names", None)]
+    for given in filter(None, known):
+        if given.names.items() >= names.items():
+            return LabelNames(names, given.source)
+    return LabelNames(names, f"the layer '{layer.name}'" if names else "")
+
+
+def name_layer(layer: Layer, names: LabelNames) -> None:
+    """Name the labels of a layer, in its features and for its results."""
+    named: Any = layer
+    named.metadata[KEY] = {**named.metadata.get(KEY, {}), "label_names": names}
+    named.features = _features(labels_in(np.asarray(named.data)), names)
 
 
 def tag(layer: Layer, name: str, default: Any = None) -> Any:
@@ -268,33 +307,28 @@ def volume_of(layer: Layer) -> Volume:
             " volumes. Pick one volume or channel: right-click the layer, 'Split Stack'."
         )
     matrix = _data_to_ras(layer)
+    about: dict[str, Any] = {"name": layer.name, "is_labels": is_labels}
+    if is_labels:
+        about["label_names"] = names_of(layer)
     stored: Volume | None = tag(layer, "volume")
     if stored is not None and not _moved(layer):
         if not tag(layer, "copied"):
             values = _as_stored(data, stored.grid)
-            return Volume(
-                values.copy() if is_labels else values, stored.grid, layer.name, is_labels
-            )
+            return Volume(values.copy() if is_labels else values, stored.grid, **about)
         if (
             zlib.crc32(np.ascontiguousarray(data).data) == tag(layer, "fingerprint")[2]
             and is_labels == stored.is_labels
         ):
-            return Volume(stored.values, stored.grid, layer.name, is_labels)
+            return Volume(stored.values, stored.grid, **about)
         if is_labels and stored.is_labels:
             shown = to_layer_geometry(stored, finer=tag(layer, "finer", 1.0)).data
             before = shown.transpose(2, 1, 0)
             now = data.transpose(2, 1, 0)
             if before.shape == now.shape:
-                return Volume(
-                    merge_painted(stored, Grid(now.shape, matrix), before, now),
-                    stored.grid,
-                    layer.name,
-                    is_labels,
-                )
+                painted = merge_painted(stored, Grid(now.shape, matrix), before, now)
+                return Volume(painted, stored.grid, **about)
     values = data.transpose(2, 1, 0)
-    return Volume(
-        values.copy() if is_labels else values, Grid(values.shape, matrix), layer.name, is_labels
-    )
+    return Volume(values.copy() if is_labels else values, Grid(values.shape, matrix), **about)
 
 
 def to_viewer(points: ArrayLike) -> NDArray[np.float64]:

@@ -7,9 +7,11 @@ Register panel opens.  Plain images do not load torch.
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +20,7 @@ import numpy as np
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Volume
-from napari_shmoareg.plugin.placement import KEY, layer_options, tag
+from napari_shmoareg.plugin.placement import KEY, layer_options, names_of, tag
 from napari_shmoareg.plugin.registrations import next_number
 
 if TYPE_CHECKING:
@@ -130,12 +132,13 @@ class OpenInputs(NamedTuple):
             if isinstance(each.get(KEY), dict):
                 yield each[KEY]
 
-    def in_role(self, role: str) -> Volume | None:
-        """The last volume that was opened in a role."""
-        found = [
-            tags["volume"] for tags in self.tags() if tags.get("role") == role and "volume" in tags
+    def inputs(self, *roles: str | None) -> list[dict[str, Any]]:
+        """The metadata of the layers of files in these roles, results left out."""
+        return [
+            tags
+            for tags in self.tags()
+            if tags.get("role") in roles and "file" in tags and tags.get("number") is None
         ]
-        return found[-1] if found else None
 
     def has_role(self, role: str) -> bool:
         """Whether any layer has a role, even one that this plugin did not open."""
@@ -170,7 +173,8 @@ def layer_of_file(path: str, inputs: OpenInputs) -> LayerData | None:
     contents = inspect_file(file)
     if contents.kind == "displacement":
         return _displacement(file)
-    return _layer(_volume(file, contents.kind == "labels", contents.volumes), inputs)
+    volume = _volume(file, contents.kind == "labels", contents.volumes)
+    return _layer(volume, inputs, file=file.absolute())
 
 
 def _slice(path: Path, inputs: OpenInputs) -> LayerData | None:
@@ -203,11 +207,12 @@ def _series(folder: Path) -> Volume:
 
 
 def _volume(path: Path, is_labels: bool, volumes: int) -> Volume:
-    """An image; or labels if the file declares them, or is named as labels and contains integers
-    from 0.
+    """An image; or labels, with their names, if the file declares them, is named as labels and
+    contains integers from 0, or lies in a folder of labels and looks like labels.
     """
     from napari_shmoareg.io import read_image
-    from napari_shmoareg.io.images import is_named_as_labels
+    from napari_shmoareg.io.images import is_named_as_labels, lies_with_labels, looks_like_labels
+    from napari_shmoareg.io.label_names import name_labels
 
     channel = 0 if volumes > 1 else None
     if volumes > 1:
@@ -224,8 +229,11 @@ def _volume(path: Path, is_labels: bool, volumes: int) -> Volume:
         except InputError:
             return read_image(path, channel=channel)
         if volume.values.min() >= 0:
-            return volume
-    return read_image(path, labels=is_labels, channel=channel)
+            return name_labels(volume, path)
+    volume = read_image(path, labels=is_labels, channel=channel)
+    if not is_labels and lies_with_labels(path) and looks_like_labels(volume.values):
+        volume = replace(volume, is_labels=True)
+    return name_labels(volume, path)
 
 
 def _layer(volume: Volume, inputs: OpenInputs, **about: Any) -> LayerData:
@@ -245,16 +253,69 @@ def _layer(volume: Volume, inputs: OpenInputs, **about: Any) -> LayerData:
 
 
 def _role(volume: Volume, inputs: OpenInputs) -> str | None:
-    """Moving, then fixed; labels go with the image on the same grid, or the more similar name."""
-    if not volume.is_labels:
-        return next((role for role in ("moving", "fixed") if not inputs.has_role(role)), None)
-    common = {}
-    for role in ("moving", "fixed"):
-        image = inputs.in_role(role)
-        if image is not None and image.grid.same_space(volume.grid):
-            common[f"{role}_labels"] = _common_prefix_length(image.name, volume.name)
+    """Of images, moving, then fixed; labels get theirs from `_match_labels`."""
+    if volume.is_labels:
+        return None
+    return next((role for role in ("moving", "fixed") if not inputs.has_role(role)), None)
+
+
+def _match_labels(inputs: OpenInputs) -> None:
+    """Give each image's role to the labels that belong to it, in whatever order the files were
+    opened; labels that their data set pairs with the image come before others.
+    """
+    claims: dict[str, list[tuple[bool, bool, dict[str, Any]]]] = {}
+    for labels in inputs.inputs("moving_labels", "fixed_labels", None):
+        if labels["volume"].is_labels:
+            role, paired = _owner(labels, inputs)
+            claims.setdefault(role, []).append((paired, labels["role"] == role, labels))
+    for role in ("moving_labels", "fixed_labels"):
+        if role not in claims:
+            continue
+        _, _, best = max(claims[role], key=lambda claim: claim[:2])  # the first of equals
+        for labels in inputs.inputs(role):
+            labels["role"] = None
+        if not inputs.has_role(role):
+            best["role"] = role
+
+
+def _owner(labels: dict[str, Any], inputs: OpenInputs) -> tuple[str, bool]:
+    """The role of labels by the image on their grid, and whether a data set pairs the two by their
+    paths (``labelsTr/case1`` and ``imagesTr/case1_0000``); "" if it is not clear.
+    """
+    from napari_shmoareg.datasets.name_patterns import match_labels
+
+    volume, file = labels["volume"], labels["file"]
+    images = [
+        (f"{role}_labels", image, tags.get("file"))
+        for role in ("moving", "fixed")
+        for tags in inputs.tags()
+        if tags.get("role") == role and (image := tags.get("volume")) is not None
+        if image.grid.same_space(volume.grid)
+    ]
+    by_file = {path: role for role, _, path in images if path is not None}
+    try:
+        root = Path(os.path.commonpath([file, *by_file]))
+        for image in match_labels(root, list(by_file), [file]).labels:
+            return by_file[image], True
+    except ValueError:
+        pass  # on two drives, so of no common data set
+    common = {role: _common_prefix_length(image.name, volume.name) for role, image, _ in images}
     best = [role for role, letters in common.items() if letters == max(common.values())]
-    return best[0] if len(best) == 1 and not inputs.has_role(best[0]) else None
+    return (best[0] if len(best) == 1 else ""), False
+
+
+def _tell_names(viewer: Viewer, inputs: OpenInputs) -> None:
+    """Tell where names of labels are from, once for each source."""
+    from napari_shmoareg.plugin.viewer import notify
+
+    told = {names.source for layer in viewer.layers if (names := names_of(layer))}
+    for _, options, _ in inputs.layers:
+        tags = options["metadata"][KEY]
+        source = tags["volume"].label_names.source if "file" in tags else ""
+        if source and source not in told:
+            told.add(source)
+            name = options["name"]
+            notify(viewer, "info", f"The labels of '{name}' have their names from {source}.")
 
 
 def _common_prefix_length(a: str, b: str) -> int:
@@ -319,7 +380,9 @@ def read(path: str | Sequence[str]) -> list[Any]:
                 inputs.layers.extend(_open_path(one, inputs))
         except Exception as error:
             notify(viewer, "error", _error_message(one, error))
+    _match_labels(inputs)
     if viewer is not None:
+        _tell_names(viewer, inputs)
         _prepare_viewer(viewer, inputs)
     return inputs.layers or [(None,)]
 

@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from napari_shmoareg.plugin.placement import KEY, tag
+from napari_shmoareg.plugin.placement import KEY, names_of, tag
 
 if TYPE_CHECKING:
     from napari import Viewer
     from napari.layers import Layer
 
+    from napari_shmoareg.geometry import LabelNames
     from napari_shmoareg.registration.register import Registration
 
 
@@ -84,6 +85,31 @@ def layer_in_role(viewer: Viewer, role: str) -> Layer | None:
     """The last layer that was opened as moving, fixed, moving_labels or fixed_labels."""
     found = [layer for layer in viewer.layers if tag(layer, "role") == role]
     return found[-1] if found else None
+
+
+def named_layers(viewer: Viewer, registration: Registration) -> list[Layer]:
+    """The layers of a registration's labels: the warped ones, and its inputs by role and name."""
+    inputs = {
+        (role, volume.name)
+        for role, volume in registration.pair.volumes.items()
+        if volume.is_labels
+    }
+    return [
+        layer
+        for layer in viewer.layers
+        if (tag(layer, "registration") is registration and tag(layer, "role") == "warped_labels")
+        or (tag(layer, "role"), layer.name) in inputs
+    ]
+
+
+def label_names(viewer: Viewer, registration: Registration) -> LabelNames:
+    """The names of a registration's labels: those loaded into its layers since, else its own."""
+    for layer in named_layers(viewer, registration):
+        role = str(tag(layer, "role")).replace("warped", "moving")
+        own, names = registration.pair.volumes[role].label_names, names_of(layer)
+        if names.names != own.names:
+            return names
+    return registration.pair.label_names
 
 
 def title(number: int, registration: Registration) -> str:

@@ -253,8 +253,10 @@ class Registration:
 
     @property
     def kernels(self) -> list[int]:
-        """Sizes of the decoder experts' convolutions, in the order of their ids."""
-        return list(self.settings["network"]["kernels"])
+        """Sizes of the decoder experts' convolutions, in the order of their ids; empty without a
+        network.
+        """
+        return list(self.settings["network"].get("kernels", ()))
 
     @property
     def folding_percent(self) -> float:

@@ -24,6 +24,21 @@ def test_two_files_become_a_folder_and_a_table(files, register, read_json):
     assert "reading ..." in result.stderr and "..." not in result.stdout
 
 
+def test_names_of_labels_are_read_from_a_file_and_reported(files, shmoareg, plain):
+    out, table = files.folder / "out", files.folder / "organs.ctbl"
+    labels = ("--moving-labels", files.moving_labels, "--fixed-labels", files.fixed_labels)
+    words = ("register", files.moving, files.fixed, *labels, "--network", "none", "--size", 24)
+    words += ("--out", out, *QUICK, "--label-names")
+    plain(shmoareg(*words, table)).search(r"organs\.ctbl")
+    assert not out.exists()
+    table.write_text("1 skin 0 0 0 0\n2 liver 0 0 0 0\n", encoding="utf-8")
+    result = shmoareg(*words, table)
+    assert result.exit_code == 0, result.stderr
+    assert "Names of the labels: from organs.ctbl." in result.stdout
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["label_names"] == {"1": "skin", "2": "liver"}
+
+
 @pytest.mark.slow
 def test_without_a_network_the_folder_has_no_experts(files, shmoareg, plain, read_json):
     out = files.folder / "out"

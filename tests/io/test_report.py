@@ -18,8 +18,8 @@ import pytest
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.experts.load import ExpertLoad
-from napari_shmoareg.geometry import Grid, Transform
-from napari_shmoareg.io import read_image, read_transform, write_registration
+from napari_shmoareg.geometry import Grid, LabelNames, Transform
+from napari_shmoareg.io import read_image, read_registration, read_transform, write_registration
 from napari_shmoareg.io import registration_folder as report_module
 from napari_shmoareg.io.registration_folder import extend_to_cover
 from napari_shmoareg.io.report import build_report, plain, read_registration_summary
@@ -227,6 +227,35 @@ def test_what_could_not_be_measured_is_null_in_the_report(registration, tmp_path
     assert plain({1: [float("inf"), np.float32("nan"), np.int64(3), True]}) == {
         "1": [None, None, 3, True]
     }
+
+
+def test_names_of_labels_are_in_the_report_and_come_back_with_the_folder(registration, tmp_path):
+    pair = registration.pair
+    moving = LabelNames({1: "skin", 2: "liver", 3: "kidney", 99: "not here"}, "a.ctbl")
+    fixed = LabelNames({2: "Liver", 3: "spleen"}, "b.ctbl")
+    pair = replace(
+        pair,
+        moving_labels=replace(pair.moving_labels, label_names=moving),
+        fixed_labels=replace(pair.fixed_labels, label_names=fixed),
+    )
+    report = write_registration(
+        replace(registration, pair=pair), tmp_path / "out", weights="tiny", figures=False
+    )
+    assert report["label_names"] == {"1": "skin", "2": "liver", "3": "kidney / spleen"}
+    assert report["label_names_from"] == "a.ctbl and b.ctbl"
+    (caution,) = [text for text in report["warnings"] if "different names" in text]
+    assert "3 kidney / spleen" in caution and "liver" not in caution
+    back = read_registration(tmp_path / "out")
+    for volume in (back.pair.moving_labels, back.pair.fixed_labels, back.warped_labels):
+        assert volume.label_names.get(3) == "kidney / spleen"
+    path = tmp_path / "out" / "report.json"
+    for wrong in ({"x": "liver"}, {"1": 7}, ["liver"]):
+        path.write_text(json.dumps(report | {"label_names": wrong}), encoding="utf-8")
+        with pytest.raises(InputError, match="damaged"):
+            read_registration_summary(tmp_path / "out")
+    older = {name: value for name, value in report.items() if not name.startswith("label_names")}
+    path.write_text(json.dumps(older), encoding="utf-8")
+    assert not read_registration(tmp_path / "out").pair.label_names
 
 
 def test_without_labels_there_is_no_label_file_and_no_overlap(registration, tmp_path):

@@ -15,18 +15,26 @@ from napari.components import ViewerModel
 from napari.layers import Image, Labels, Layer
 
 from napari_shmoareg.experts.maps import content_cells, expert_maps
-from napari_shmoareg.geometry import Grid, Volume
+from napari_shmoareg.geometry import Grid, LabelNames, Volume
 from napari_shmoareg.model import GateId, RoutedLayer, Routing, RoutingTrace
 from napari_shmoareg.plugin.layers import (
     AIR,
     add_layers,
     contrast,
     expert_map_layer,
+    expert_names,
     jacobian_range,
     layers_of,
     layers_of_pair,
 )
-from napari_shmoareg.plugin.placement import AXES, tag, to_viewer, volume_of
+from napari_shmoareg.plugin.placement import (
+    AXES,
+    layer_options,
+    names_of,
+    tag,
+    to_viewer,
+    volume_of,
+)
 
 
 @pytest.fixture
@@ -232,3 +240,20 @@ def test_the_canvas_is_red_where_the_smallest_kernel_was_chosen_and_white_where_
         canvas = viewer.screenshot(canvas_only=True, flash=False)
         middle = canvas[canvas.shape[0] // 2, canvas.shape[1] // 2, :3]
         assert np.abs(middle.astype(int) - rgb).max() <= 3
+
+
+def test_experts_of_a_registration_without_a_network_have_no_sizes(registration):
+    """`shmoareg register --network none` writes no sizes; its folder opens with the panel Experts."""
+    bare = replace(registration, settings=registration.settings | {"network": {}})
+    assert bare.kernels == [] and expert_names(bare, 2) == ["expert 0", "expert 1"]
+
+
+def test_names_of_labels_are_features_of_their_layers_and_of_the_warped_ones(registration):
+    names = LabelNames({1: "skin", 7: "absent"}, "a file")
+    labels = replace(registration.pair.moving_labels, label_names=names)
+    warped = registration.displacement.warp(labels)
+    _, options = layer_options(warped)
+    layer = Labels(np.asarray(warped.values), features=options["features"])
+    assert list(layer.features["index"]) == [0, 1, 2, 3, 4, 7]
+    assert names_of(layer).names == names.names and "layer" in names_of(layer).source
+    assert "features" not in layer_options(registration.pair.moving_labels)[1]

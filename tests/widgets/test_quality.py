@@ -16,9 +16,10 @@ from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import QApplication
 
 from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry import LabelNames
 from napari_shmoareg.io import write_registration
 from napari_shmoareg.io.report import read_registration_summary
-from napari_shmoareg.plugin.controls.tables import cautions_of
+from napari_shmoareg.plugin.controls.tables import cautions_of, table_of
 from napari_shmoareg.plugin.layers import add_layers, layers_of, layers_of_pair
 from napari_shmoareg.plugin.placement import tag, to_layer_geometry, to_viewer
 from napari_shmoareg.plugin.quality import panel as panel_module
@@ -414,10 +415,44 @@ def test_labels_that_overlap_more_or_as_much_are_no_caution(panel, registration)
     assert cautions_of(told) == cautions_of(told | {"dice": None}) == ["⚠ Caution: Dice fell."]
 
 
+def test_names_of_labels_are_in_the_table_and_can_be_loaded(
+    panel, viewer, registration, tmp_path, told
+):
+    table = panel.table
+    assert table.names.text() == "The labels have no names."
+    (tmp_path / "organs.txt").write_text("1 skin\n2 liver\n3 left kidney\n", encoding="utf-8")
+    table.load.load(str(tmp_path / "organs.txt"))
+    assert told[-1] == "organs.txt names 3 of the 4 labels."
+    shown = [table.labels.item(n, 0) for n in range(4)]
+    assert [cell.text() for cell in shown] == ["1 skin", "2 liver", "3 left kidney", "4"]
+    assert shown[1].toolTip() == "2 liver; name from organs.txt." and shown[3].toolTip() == ""
+    assert table.names.text() == "Names from organs.txt."
+    rows = {row["label"]: row["name"] for row in table_of(table._report)}
+    assert rows == {"": "", 1: "skin", 2: "liver", 3: "left kidney", 4: ""}
+    (layer,) = layers_of_registration(viewer, 1, "warped_labels")
+    assert list(layer.features["name"].dropna()) == ["skin", "liver", "left kidney"]
+    saved = panel.saving._registration()
+    assert saved.pair.fixed_labels.label_names.get(2) == "liver" == saved.pair.label_names.get(2)
+    assert registration.pair.label_names.names == {}
+
+
+def test_names_of_a_registration_are_shown_from_the_start(panel, viewer, registration):
+    names = LabelNames({1: "skin", 4: "spleen"}, "dataset.json")
+    named = panel_module.renamed(registration, names)
+    one_sided = {
+        **named.report,
+        "labels": {"both": [1, 2, 3], "only_moving": [4], "only_fixed": []},
+    }
+    panel.table.show_report(one_sided)
+    shown = [panel.table.labels.item(n, 0).text() for n in range(4)]
+    assert shown == ["1 skin", "2", "3", "4 spleen (moving only)"]
+    assert "(only one has 4 spleen)" in panel.table.whole.item(2, 0).toolTip()
+
+
 def test_the_table_is_copied_and_saved_whole(panel, registration, tmp_path):
     panel.table.buttons.copy.click()
     lines = [line.split("\t") for line in QApplication.clipboard().text().splitlines()]
-    assert lines[0] == ["measure", "label", "before", "affine", "after"]
+    assert lines[0] == ["measure", "label", "before", "affine", "after", "name"]
     panel.table.buttons.save_to(str(tmp_path / "table.csv"))
     with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))

@@ -121,6 +121,149 @@ def test_on_one_grid_labels_go_to_the_image_called_alike_and_else_to_none(viewer
     assert found["other_seg"] is None and found["sub-1_mask"] is None
 
 
+LAYOUTS = {
+    "Medical Decathlon": ("imagesTr/case_{}.nii.gz", "labelsTr/case_{}.nii.gz"),
+    "nnU-Net": ("imagesTr/case_{}_0000.nii.gz", "labelsTr/case_{}.nii.gz"),
+    "nnU-Net, test": ("imagesTs/case_{}_0000.nii.gz", "labelsTs/case_{}.nii.gz"),
+    "two folders": ("images/{}.nii.gz", "labels/{}.nii.gz"),
+    "BTCV": ("img/img000{}.nii.gz", "label/label000{}.nii.gz"),
+    "BIDS": (
+        "sub-{0}/anat/sub-{0}_T1w.nii.gz",
+        "derivatives/sub-{0}/anat/sub-{0}_space-T1w_dseg.nii.gz",
+    ),
+    "BIDS, own name": (
+        "sub-{0}/anat/sub-{0}_T1w.nii.gz",
+        "derivatives/labels/sub-{0}/anat/sub-{0}_T1w.nii.gz",
+    ),
+    "BIDS, one pipeline": (
+        "sub-{0}/anat/sub-{0}_T1w.nii.gz",
+        "derivatives/sub-{0}/anat/sub-{0}_T1w.nii.gz",
+    ),
+    "FreeSurfer": ("sub-{}/mri/brain.nii.gz", "sub-{}/mri/aseg.nii.gz"),
+}
+
+
+@pytest.fixture
+def layout(straight, tmp_path):
+    """Write two scans in a layout, as whole numbers on one grid; gives images and labels."""
+
+    def write(images, labels):
+        rng = np.random.default_rng(0)
+        structures = np.zeros((6, 7, 8), np.uint8)
+        structures[1:5, 1:6, 1:4], structures[1:5, 1:6, 4:7] = 1, 2
+        found = []
+        for pattern, values in (
+            (images, rng.integers(0, 200, (6, 7, 8)).astype(np.uint8)),
+            (labels, structures),
+        ):
+            for n in (1, 2):
+                (tmp_path / pattern.format(n)).parent.mkdir(parents=True, exist_ok=True)
+                found.append(straight(values, pattern.format(n)))
+        return found[:2], found[2:]
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        *((name, "labels of the other first") for name in LAYOUTS),
+        ("nnU-Net", "as listed"),
+        ("BIDS", "labels first"),
+    ],
+)
+def test_labels_of_a_data_set_open_in_the_role_of_their_image(viewer, layout, name, order):
+    (a, b), (a_labels, b_labels) = layout(*LAYOUTS[name])
+    files = {
+        "as listed": [a, b, a_labels, b_labels],
+        "labels of the other first": [a, b_labels, b, a_labels],
+        "labels first": [b_labels, a_labels, a, b],
+    }[order]
+    read_as = {}
+    for n, file in enumerate(files):
+        viewer.open([file], **SHMOAREG)
+        read_as[file] = viewer.layers[n]
+    found = {Path(file): tag(layer, "role") for file, layer in read_as.items()}
+    assert found == {
+        Path(a): "moving",
+        Path(b): "fixed",
+        Path(a_labels): "moving_labels",
+        Path(b_labels): "fixed_labels",
+    }
+    assert {la._type_string for la in (read_as[a_labels], read_as[b_labels])} == {"labels"}
+    pickers = viewer.window.dock_widgets[REGISTER].pickers
+    assert pickers.pair["moving_labels"] is read_as[a_labels]
+    assert pickers.pair["fixed_labels"] is read_as[b_labels]
+
+
+def test_an_image_in_a_folder_of_labels_or_derivatives_stays_an_image(viewer, straight, tmp_path):
+    rng = np.random.default_rng(0)
+    for folder, values in (
+        ("labels", rng.integers(0, 200, (6, 7, 8)).astype(np.uint8)),
+        ("derivatives", rng.random((6, 7, 8), np.float32)),
+    ):
+        (tmp_path / folder).mkdir()
+        viewer.open([straight(values, f"{folder}/sub-1_T1w.nii.gz")], **SHMOAREG)
+    assert [layer._type_string for layer in viewer.layers] == ["image", "image"]
+
+
+def status_of(viewer, layer, label):
+    """What the status bar shows for a voxel of this label."""
+    index = np.argwhere(np.asarray(layer.data) == label)[0]
+    viewer.dims.point = world = layer.data_to_world(index)
+    return layer.get_status(world, dims_displayed=[1, 2], world=True)["value"]
+
+
+def test_names_in_a_dataset_json_are_under_the_cursor_and_told_once(viewer, layout, told):
+    (a, b), labels = layout(*LAYOUTS["nnU-Net"])
+    text = '{"labels": {"background": 0, "anterior": 1}}'
+    (Path(a).parents[1] / "dataset.json").write_text(text, encoding="utf-8")
+    viewer.open([a, b, *labels], **SHMOAREG)
+    layer = layer_in_role(viewer, "moving_labels")
+    assert "anterior" in status_of(viewer, layer, 1)
+    assert "No Properties" not in status_of(viewer, layer, 2) + status_of(viewer, layer, 0)
+    assert volume_of(layer).label_names.names == {1: "anterior"}
+    assert told("info").count("have their names from dataset.json") == 1
+
+
+def test_a_damaged_dataset_json_is_a_warning_and_the_labels_open(viewer, layout, told):
+    (a, _), (labels, _) = layout(*LAYOUTS["Medical Decathlon"])
+    (Path(a).parents[1] / "dataset.json").write_text("{", encoding="utf-8")
+    viewer.open([a, labels], **SHMOAREG)
+    assert layer_in_role(viewer, "moving_labels").features.shape[1] == 0
+    assert "dataset.json" in told("warning") and not told("error")
+
+
+def test_codes_of_freesurfer_are_named_and_said_to_be_guessed(viewer, straight, told):
+    deep = np.zeros((6, 7, 8), np.uint8)
+    deep[1:5, 1:6, 1:7] = np.array([10, 49, 11, 50, 17, 53])
+    viewer.open([straight(deep, "sub-1_aseg.nii.gz")], **SHMOAREG)
+    layer = viewer.layers["sub-1_aseg"]
+    assert "Right-Hippocampus" in status_of(viewer, layer, 53)
+    assert "from FreeSurfer's codes (guessed from the label values)" in told("info")
+    names = volume_of(layer).label_names
+    assert names.get(17) == "Left-Hippocampus" and "guessed" in names.source
+
+
+def test_names_are_loaded_into_the_picked_labels(viewer, layout, told, tmp_path):
+    (a, b), labels = layout(*LAYOUTS["two folders"])
+    viewer.open([a, b, *labels], **SHMOAREG)
+    (tmp_path / "organs.ctbl").write_text("1 liver 0 0 0 0\n2 spleen 0 0 0 0\n", encoding="utf-8")
+    (tmp_path / "other.ctbl").write_text("7 aorta 0 0 0 0\n", encoding="utf-8")
+    button = viewer.window.dock_widgets[REGISTER].pickers.names
+    button.load(str(tmp_path / "organs.ctbl"))
+    assert "organs.ctbl names 2 of the 2 labels" in told("info")
+    for role in ("moving_labels", "fixed_labels"):
+        layer = layer_in_role(viewer, role)
+        assert "spleen" in status_of(viewer, layer, 2)
+        assert volume_of(layer).label_names.source == "organs.ctbl"
+    button.load(str(tmp_path / "other.ctbl"))
+    assert "other.ctbl names 0 of the 2 labels" in told("warning")
+    assert "liver" in status_of(viewer, layer_in_role(viewer, "fixed_labels"), 1)
+    button.load(str(tmp_path / "missing.ctbl"))
+    assert "missing.ctbl" in told("error")
+
+
 def test_a_panel_that_was_closed_is_not_forced_open_again(viewer, files):
     viewer.open([files["moving"], files["fixed"]], **SHMOAREG)
     frame = viewer.window.dock_widgets[REGISTER].parent()

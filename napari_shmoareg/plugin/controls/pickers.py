@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from napari.utils.notifications import show_error, show_info, show_warning
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QComboBox, QFormLayout, QHBoxLayout, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QComboBox,
+    QFileDialog,
+    QFormLayout,
+    QHBoxLayout,
+    QPushButton,
+    QVBoxLayout,
+    QWidget,
+)
 from superqt.utils import signals_blocked
 
-from napari_shmoareg.plugin.controls.forms import arranged, captioned, fill, narrowed
+from napari_shmoareg.errors import InputError
+from napari_shmoareg.geometry.volume import labels_in
+from napari_shmoareg.io.label_names import FILTER, read_label_names
+from napari_shmoareg.plugin.controls.forms import (
+    arranged,
+    captioned,
+    fill,
+    narrowed,
+    wrapped_tooltip,
+)
 from napari_shmoareg.plugin.controls.tasks import single_shot
-from napari_shmoareg.plugin.placement import KEY, tag
-from napari_shmoareg.plugin.registrations import ROLES, layer_in_role, open_registrations, title
+from napari_shmoareg.plugin.placement import KEY, name_layer, tag
+from napari_shmoareg.plugin.registrations import (
+    ROLES,
+    layer_in_role,
+    named_layers,
+    open_registrations,
+    title,
+)
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -272,8 +297,62 @@ class LayerPicker(QComboBox):
         self.activated.emit(index)
 
 
+NAMES_TIP = (
+    "Load the names of the labels: a colour table of 3D Slicer or FreeSurfer, a label description"
+    " of ITK-SNAP, a CSV or TSV table, or a dataset.json. They are shown under the cursor and in"
+    " every table."
+)
+
+
+class NamesButton(QPushButton):
+    """A button that loads names of labels from a file into layers.
+
+    Attributes
+    ----------
+    layers : callable
+        Returns the labels layers to name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("Label names…")
+        self.layers: Callable[[], Sequence[Layer]] = list
+        self.setToolTip(wrapped_tooltip(NAMES_TIP))
+        self.clicked.connect(self._choose_file)
+
+    def load(self, path: str) -> None:
+        """Name the labels of the layers by a file, or show why not."""
+        layers = self.layers()
+        if not layers:
+            show_error("No labels are picked whose names could be loaded.")
+            return
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", UserWarning)
+                names = read_label_names(path)
+        except InputError as error:
+            show_error(str(error))
+            return
+        for warning in caught:
+            show_warning(str(warning.message))
+        labels = {layer: labels_in(np.asarray(layer.data)) for layer in layers}
+        fitting = [layer for layer in layers if names.within(labels[layer])]
+        for layer in fitting:
+            name_layer(layer, names)
+        found = set().union(*(labels[layer] for layer in layers))
+        count = len(names.within(found).names)
+        tell = show_info if count == len(found) else show_warning
+        tell(f"{names.source} names {count} of the {len(found)} labels.")
+
+    def _choose_file(self) -> None:
+        path, _ = QFileDialog.getOpenFileName(self, "Load names of labels", "", FILTER)
+        if path:
+            self.load(path)
+
+
 class PairPicker(QWidget):
-    """Pickers of the moving and fixed images and labels, and a button that swaps them."""
+    """Pickers of the moving and fixed images and labels, and buttons that swap them and load the
+    names of the labels.
+    """
 
     changed = Signal()
 
@@ -291,6 +370,8 @@ class PairPicker(QWidget):
         self.swap = QPushButton("Swap")
         self.swap.setToolTip(SWAP_TIP)
         self.swap.clicked.connect(self._swap)
+        self.names = NamesButton()
+        self.names.layers = self._named_layers
         form = QFormLayout()
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.setContentsMargins(0, 0, 0, 0)
@@ -300,7 +381,7 @@ class PairPicker(QWidget):
             picker.activated.connect(lambda _index, role=role: self._on_picked(role))
             caption = "labels" if role.endswith("labels") else role.capitalize()
             form.addRow(captioned(caption, TIPS[role]), picker)
-        arranged(QVBoxLayout(self), form, arranged(QHBoxLayout(), None, self.swap))
+        arranged(QVBoxLayout(self), form, arranged(QHBoxLayout(), None, self.names, self.swap))
         self.refresh()
 
     @property
@@ -330,6 +411,16 @@ class PairPicker(QWidget):
         for role, picker in self.pickers.items():
             picker.offer(offers[KINDS[role]], suggested[role])
         self._tag_pair(viewer)
+
+    def _named_layers(self) -> list[Layer]:
+        """The picked labels, and those of results made from them."""
+        viewer, picked = self._viewer(), [la for r, la in self.pair.items() if "labels" in r and la]
+        found = list(picked)
+        for registration in {} if viewer is None else open_registrations(viewer).values():
+            layers = named_layers(viewer, registration)
+            if any(layer in picked for layer in layers):
+                found += [layer for layer in layers if layer not in found]
+        return found
 
     def _keep_images(self) -> None:
         """Keep a complete suggested pair when layers are added."""

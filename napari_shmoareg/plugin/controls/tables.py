@@ -21,6 +21,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_shmoareg.errors import InputError
+from napari_shmoareg.io.label_names import reported_names
 from napari_shmoareg.plugin.controls.forms import arranged
 from napari_shmoareg.plugin.viewer import ERROR
 
@@ -186,7 +187,8 @@ def label_summary(report: Mapping[str, Any]) -> str:
         return "labels"
     count = len(labels["both"])
     missing = ", ".join(
-        str(label) for label in sorted((*labels["only_moving"], *labels["only_fixed"]))
+        reported_names(report).describe(label)
+        for label in sorted((*labels["only_moving"], *labels["only_fixed"]))
     )
     text = f"the {count} label{'' if count == 1 else 's'} that both images have"
     return text + (f" (only one has {missing})" if missing else "")
@@ -199,17 +201,23 @@ def exclusive_labels(report: Mapping[str, Any] | None) -> dict[int, str]:
 
 
 def table_of(report: Mapping[str, Any]) -> list[dict[str, object]]:
-    """Return all values as records for a file: measure, label, before, affine, after."""
+    """Return all values as records for a file: measure, label, before, affine, after, and the name
+    of the label.
+    """
     rows: list[dict[str, object]] = []
+    names = reported_names(report)
     for row in summary_rows(report):
         name = row.name.rstrip(" ↑↓").replace("  at most", "Moved at most")
-        rows.append({"measure": name, "label": "", **dict(zip(STAGES, row.values, strict=True))})
+        figures = dict(zip(STAGES, row.values, strict=True))
+        rows.append({"measure": name, "label": "", **figures, "name": ""})
     for label, *values in label_rows(report):
         only = exclusive_labels(report).get(int(label or 0))
         for n, (_, name, _) in enumerate(PER_LABEL):
             name = f"{name} (label in the {only} image only)" if only else name
             figures = dict(zip(STAGES, values[3 * n : 3 * n + 3], strict=True))
-            rows.append({"measure": name, "label": int(label or 0), **figures})
+            number = int(label or 0)
+            about = {"measure": name, "label": number}
+            rows.append({**about, **figures, "name": names.get(number)})
     return rows
 
 

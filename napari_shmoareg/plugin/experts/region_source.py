@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,9 +22,19 @@ from qtpy.QtWidgets import (
 from superqt.utils import signals_blocked
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.geometry import Grid, Volume
+from napari_shmoareg.geometry import Grid, LabelNames, Volume
+from napari_shmoareg.geometry.volume import labels_in
 from napari_shmoareg.plugin.controls.forms import arranged, fill
-from napari_shmoareg.plugin.placement import AXES, UNITS, mm_per, tag, to_viewer, volume_of
+from napari_shmoareg.plugin.placement import (
+    AXES,
+    UNITS,
+    mm_per,
+    names_of,
+    tag,
+    to_viewer,
+    volume_of,
+)
+from napari_shmoareg.plugin.registrations import label_names
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -174,8 +184,11 @@ def in_ellipse(points: NDArray[np.float64], corners: NDArray[np.float64]) -> NDA
 FIXED, EVERYWHERE = "fixed", "everywhere"
 # roles of labels that are not regions of the fixed image
 OTHER_ROLES = ("moving_labels", "expert_map", "folding")
+TIP = (
+    "Source of the regions: the labels of the fixed image, any other labels layer in its world"
+    " space, or shapes drawn in the viewer."
+)
 THICKNESS = 8.0  # default mm on either side of a drawn shape
-MAX_COUNTED = 1 << 20  # labels below this value are counted instead of sorted
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,12 +204,15 @@ class Source:
         Mm on either side of a drawn shape.
     edits : int
         Number of edits of the layer while it was picked.
+    given : LabelNames
+        Names of the labels of the fixed image.
     """
 
     name: str
     layer: Layer | None
     thickness: float
     edits: int = 0
+    given: LabelNames = field(default_factory=LabelNames)
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -249,11 +265,11 @@ class Source:
         if self.drawn:
             layer: Any = self.layer
             return {number: f"{kind} {number}" for number, _, kind in closed_shapes(layer)}
-        given = {} if self.layer is None else _given_names(self.layer)
         values = (
             self.volume(registration).values if self.layer is None else np.asarray(self.layer.data)
         )
-        return {number: given.get(number, str(number)) for number in _present(values)}
+        given = names_of(self.layer) if self.layer is not None else self.given
+        return {number: given.get(number) or str(number) for number in labels_in(values)}
 
 
 class RegionSource(QWidget):
@@ -273,12 +289,9 @@ class RegionSource(QWidget):
         self._viewer, self._everywhere = viewer, everywhere
         self._layers: dict[int, weakref.ref[Layer]] = {}
         self._followed: weakref.ref[Layer] | None = None
+        self._registration: weakref.ref[Registration] | None = None
         self._edits: weakref.WeakKeyDictionary[Layer, int] = weakref.WeakKeyDictionary()
         self.combo = QComboBox()
-        self.combo.setToolTip(
-            "Source of the regions: the labels of the fixed image, any other labels layer in its"
-            " world space, or shapes drawn in the viewer"
-        )
         self.draw = QPushButton("Draw")
         self.draw.setToolTip(
             "Add a layer for polygons, rectangles or ellipses; each shape is a region"
@@ -304,7 +317,7 @@ class RegionSource(QWidget):
         """The picked source; None for everywhere, or if there is nothing to pick."""
         found = self.combo.currentData()
         if found == FIXED:
-            return Source(self.combo.currentText(), None, 0.0)
+            return Source(self.combo.currentText(), None, 0.0, given=self._names_of_fixed())
         layer = self._layers[found]() if found in self._layers else None
         return (
             None
@@ -320,6 +333,7 @@ class RegionSource(QWidget):
     def offer(self, registration: Registration | None) -> None:
         """Offer the current layers for a registration, and keep the picked one if it is open."""
         entries: dict[Any, str] = {EVERYWHERE: "everywhere"} if self._everywhere else {}
+        self._registration = None if registration is None else weakref.ref(registration)
         if registration is not None and registration.pair.fixed_labels is not None:
             entries[FIXED] = "labels of the fixed image"
         regions = [layer for layer in self._viewer.layers if _can_define_regions(layer)]
@@ -343,8 +357,15 @@ class RegionSource(QWidget):
         """Pick a layer."""
         self.combo.setCurrentIndex(self.combo.findData(id(layer)))
 
+    def _names_of_fixed(self) -> LabelNames:
+        registration = None if self._registration is None else self._registration()
+        return LabelNames() if registration is None else label_names(self._viewer, registration)
+
     def _show(self, *, notify: bool = True) -> None:
         source = self.source
+        layer = None if source is None else source.layer
+        names = LabelNames() if source is None else names_of(layer) if layer else source.given
+        self.combo.setToolTip(TIP + (f" Names: {names.source}." if names else ""))
         self.slab.setVisible(source is not None and source.drawn)
         self._follow(None if source is None else source.layer)
         if notify:
@@ -389,10 +410,12 @@ class RegionSource(QWidget):
 
 
 def _emitters(layer: Layer | None) -> list[Any]:
-    """The events of drawing shapes or painting labels."""
+    """The events of drawing shapes, and of painting or naming labels."""
     events: Any = None if layer is None else layer.events
     return [
-        events[name] for name in ("data", "paint") if events is not None and name in events.emitters
+        events[name]
+        for name in ("data", "paint", "features")
+        if events is not None and name in events.emitters
     ]
 
 
@@ -401,33 +424,3 @@ def _can_define_regions(layer: Layer) -> bool:
     if kind == "shapes":
         return role is None and layer.ndim == 3
     return kind == "labels" and layer.ndim == 3 and role not in OTHER_ROLES
-
-
-def _given_names(layer: Layer) -> dict[int, str]:
-    """Names from the features of a labels layer: the column "index" and the first text column."""
-    features: Any = getattr(layer, "features", None)
-    if features is None or "index" not in features:
-        return {}
-    text = next(
-        (name for name in features if name != "index" and features[name].dtype.kind in "OUT"), None
-    )
-    if text is None:
-        return {}
-    return {
-        int(number): str(name)
-        for number, name in zip(features["index"], features[text], strict=True)
-    }
-
-
-def _present(values: np.ndarray) -> list[int]:
-    """The values that occur, without 0."""
-    if (
-        values.size
-        and values.dtype.kind in "iub"
-        and values.min() >= 0
-        and values.max() < MAX_COUNTED
-    ):
-        found = np.flatnonzero(np.bincount(values.ravel()))
-    else:
-        found = np.unique(values)
-    return [int(value) for value in found if value != 0]

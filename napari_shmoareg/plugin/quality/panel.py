@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +26,11 @@ from qtpy.QtWidgets import (
 )
 from superqt import QCollapsible
 
+from napari_shmoareg.geometry import LabelNames
+from napari_shmoareg.io.label_names import reported_names
 from napari_shmoareg.io.untrusted import typed_path
 from napari_shmoareg.plugin.controls.forms import arranged, scrolled, wrapped
-from napari_shmoareg.plugin.controls.pickers import RegistrationPicker
+from napari_shmoareg.plugin.controls.pickers import NamesButton, RegistrationPicker
 from napari_shmoareg.plugin.controls.tables import (
     HEADINGS,
     LABEL_HEADINGS,
@@ -45,11 +49,12 @@ from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, Task
 from napari_shmoareg.plugin.opening import Panel
 from napari_shmoareg.plugin.quality.apply_box import ApplyBox
 from napari_shmoareg.plugin.quality.compare_box import NO_COMPARISON, CompareBox
-from napari_shmoareg.plugin.registrations import unwrap
+from napari_shmoareg.plugin.registrations import label_names, named_layers, unwrap
 from napari_shmoareg.plugin.viewer import style_as_caution
 
 if TYPE_CHECKING:
     from napari import Viewer
+    from napari.layers import Layer
 
     from napari_shmoareg.registration.register import Registration
 
@@ -200,6 +205,7 @@ def folder_in(chosen: Path, registration: Registration) -> Path:
 
 
 DICE_AFTER = LABEL_HEADINGS.index("Dice\nafter")
+NAME_WIDTH = 150  # pixels; a longer name is whole in the tooltip
 LABELS_SHOWN = 12  # rows of the table of labels before it scrolls
 
 
@@ -216,12 +222,20 @@ class QualityTable(QWidget):
         self.whole = FigureTable(HEADINGS, stretch="first")
         self.labels = FigureTable(LABEL_HEADINGS)
         self.labels.setSortingEnabled(True)
+        header = self.labels.horizontalHeader()
+        assert header is not None
+        header.setMaximumSectionSize(NAME_WIDTH)
         self.labels.setToolTip(
             "Overlap (Dice) and surface distances (mm) of each label. Click a heading to sort."
         )
         self.fold = QCollapsible("Each label")
         self.fold.setToolTip("Show or hide the values of each label.")
+        self.names, self.load = QLabel(), NamesButton()
+        wrapped(self.names)
+        below = QWidget()
+        arranged(QHBoxLayout(below), self.names, self.load, wide=self.names)
         self.fold.addWidget(self.labels)
+        self.fold.addWidget(below)
         self.buttons = TableButtons(
             lambda: [] if self._report is None else table_of(self._report), "quality.csv"
         )
@@ -250,19 +264,28 @@ class QualityTable(QWidget):
                 self.whole.setItem(n, column, cell)
         self.whole.fit(len(rows))
         labels = [] if report is None else label_rows(report)
-        self._show_labels(labels)
+        names = LabelNames() if report is None else reported_names(report)
+        self.names.setText(f"Names from {names.source}." if names else "The labels have no names.")
+        self._show_labels(labels, names)
         self.fold.setVisible(bool(labels))
         self.buttons.setEnabled(report is not None)
 
-    def _show_labels(self, labels: list[list[float | None]]) -> None:
+    def _show_labels(self, labels: list[list[float | None]], names: LabelNames) -> None:
         forms = ["d", *(form for _, _, form in PER_LABEL for _ in range(3))]
         sides = exclusive_labels(self._report)
         self.labels.setSortingEnabled(False)
         self.labels.setRowCount(len(labels))
         for n, row in enumerate(labels):
             for column, (value, form) in enumerate(zip(row, forms, strict=True)):
-                cell = Figure(value, form)
-                only = sides.get(int(row[0] or 0))
+                cell, label = Figure(value, form), int(row[0] or 0)
+                only = sides.get(label)
+                if column == 0:
+                    cell.setText(names.describe(label))
+                    cell.setTextAlignment(
+                        Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter
+                    )
+                    if names.get(label):
+                        cell.setToolTip(f"{names.describe(label)}; name from {names.source}.")
                 if only is not None:
                     cell.setToolTip(
                         f"Only the {only} image has this label: it is excluded from the means."
@@ -312,11 +335,14 @@ class QualityPanel(Panel):
         area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         arranged(QVBoxLayout(self), area)
         self.picker.picked.connect(self._on_picked)
+        self._viewer = weakref.ref(viewer)
+        self.table.load.layers = self._named_layers
         self._on_picked()
 
     def reset_choices(self, event: Any = None) -> None:
         """Update from the layers; called by napari when they change."""
         self.picker.refresh()
+        self._follow_names()
         self.compare_box.comparer.layers_changed()
         self.apply_box.refresh()
 
@@ -342,8 +368,50 @@ class QualityPanel(Panel):
             part.setVisible(registration is not None)
         self.compare_box.set_registration(self.picker.number)
         self.apply_box.set_registration(self.picker.number)
+        self._show_measures()
+        self._follow_names()
+        self.saving.show_registration(self._with_names)
+
+    def _named_layers(self) -> list[Layer]:
+        viewer, registration = self._viewer(), self.picker.registration
+        return [] if viewer is None or registration is None else named_layers(viewer, registration)
+
+    def _follow_names(self) -> None:
+        """Show the measures again when labels get other names; connecting twice does nothing."""
+        for layer in self._named_layers():
+            layer.events.features.connect(self._show_measures)
+
+    def _with_names(self) -> Registration | None:
+        """The picked registration, with the names of labels that were loaded since."""
+        viewer, registration = self._viewer(), self.picker.registration
+        if viewer is None or registration is None:
+            return None
+        names = label_names(viewer, registration)
+        return (
+            registration if names == registration.pair.label_names else renamed(registration, names)
+        )
+
+    def _show_measures(self) -> None:
+        """Show the measures with the current names of the labels."""
+        registration = self._with_names()
         self.table.show_report(None if registration is None else registration.report)
-        self.saving.show_registration(lambda: self.picker.registration)
+
+
+def renamed(registration: Registration, names: LabelNames) -> Registration:
+    """Return a registration whose labels have these names, also in its report."""
+    pair = registration.pair
+    volumes = {
+        role: replace(volume, label_names=names) if volume.is_labels else volume
+        for role, volume in pair.volumes.items()
+    }
+    labels = registration.report.get("labels") or {}
+    known = names.within(sorted(label for side in labels.values() for label in side))
+    report = {
+        **registration.report,
+        "label_names": {str(label): name for label, name in known.names.items()},
+        "label_names_from": known.source,
+    }
+    return replace(registration, pair=replace(pair, **volumes), report=report)
 
 
 def _boxed(title: str, part: QWidget) -> QGroupBox:

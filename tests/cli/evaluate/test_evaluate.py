@@ -182,6 +182,28 @@ def test_landmarks_of_a_list_are_measured(evaluate, files):
     assert float(rows_of(table / "pairs.csv")[0]["landmark_mm"]) == pytest.approx(2.0)
 
 
+def test_names_of_labels_come_from_the_data_set_or_from_a_given_file(evaluate, phantoms, tmp_path):
+    data, table = tmp_path / "named", tmp_path / "organs.ctbl"
+    for name in ("a", "b"):
+        write_scan(data, name, phantoms.fixed, phantoms.fixed_labels)
+    text = '{"labels": {"background": 0, "skin": 1, "liver": 2}}'
+    (data / "dataset.json").write_text(text, encoding="utf-8")
+    table.write_text("2 spleen 0 0 0 0\n", encoding="utf-8")
+    by = {"by": (), "data": (data, *PATTERNS)}
+    for options, expected in (
+        ((), ["skin", "liver", "", ""]),
+        (("--label-names", table), ["", "spleen", "", ""]),
+    ):
+        result, out = evaluate("--method", "start", "--pairs", 1, *options, **by)
+        assert result.exit_code == 0, result.stderr
+        rows = [row for row in rows_of(out / "labels.csv") if row["stage"] == "after"]
+        assert [row["name"] for row in rows] == expected
+    assert "| 2 spleen |" in (out / "summary.md").read_text(encoding="utf-8")
+    table.write_bytes(b"\xff")
+    result, _ = evaluate("--method", "start", "--label-names", table, **by)
+    assert result.exit_code == 1 and "organs.ctbl" in result.stderr
+
+
 def test_labels_that_only_one_scan_has_are_marked_named_and_in_no_mean(
     evaluate, phantoms, tmp_path
 ):

@@ -16,6 +16,7 @@ from napari_shmoareg.errors import InputError
 from napari_shmoareg.evaluation import tables
 from napari_shmoareg.evaluation.run import FORMAT, EvaluationFolder, Shard
 from napari_shmoareg.evaluation.tables import as_csv, write_comparison, write_tables
+from napari_shmoareg.geometry import LabelNames
 
 
 def plan_of(pairs, **more):
@@ -163,6 +164,29 @@ def test_the_tables_say_what_is_missing_and_what_failed(folder):
         ("3", "after", "it broke"),
     ]
     assert rows[1]["seconds"] == "1.5" and "dice" not in rows[1]
+
+
+def test_names_of_labels_are_in_every_table_of_labels(folder):
+    stage = {"means": {"dice": 0.5}, "labels": {"1": {"dice": 0.5}, "22": {"dice": 0.6}}}
+    case = case_of(1, PAIRS[0]) | {"stages": {"start": stage, "after": stage}}
+    sides = {"both": [1, 22], "only_moving": [3], "only_fixed": []}
+    write(folder, case | {"labels": sides})
+    asked = []
+
+    def naming(labels):
+        asked.append(list(labels))
+        return LabelNames({1: "liver", 3: "spleen", 9: "absent"}, "organs.ctbl")
+
+    written = write_tables(folder, plan_of(PAIRS), naming)
+    assert asked[-1] == [1, 3, 22] and written.names.names == {1: "liver", 3: "spleen"}
+    for table in ("labels.csv", "summary.csv"):
+        with (folder.path / table).open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        found = {row["label"]: row["name"] for row in rows}
+        assert found == {"1": "liver", "22": ""} | ({"mean": ""} if "summary" in table else {})
+    page = (folder.path / "summary.md").read_text(encoding="utf-8")
+    assert "| 1 liver |" in page and "| 22 |" in page
+    assert "Names of the labels: from organs.ctbl." in page and "only moving: 3 spleen" in page
 
 
 def test_a_case_that_another_process_writes_meanwhile_is_in_the_tables(folder, monkeypatch):
