@@ -470,3 +470,31 @@ def test_every_control_says_what_it_does(view):
         c for kind in (QComboBox, QPushButton, QDoubleSpinBox) for c in view.findChildren(kind)
     ]
     assert len(controls) > 9 and all(control.toolTip() for control in controls)
+
+
+def test_how_far_each_expert_moved_a_region_is_told_beside_chance(
+    view, registration, lively_network, qtbot, monkeypatch
+):
+    from napari_shmoareg.plugin.experts import regions
+    from napari_shmoareg.registration.replay import Replay
+
+    replay = Replay.of(registration.pair, lively_network(0.03), settings=registration.settings)
+    monkeypatch.setattr(regions, "replay_of", lambda *_: replay)
+    view.where.pick(part="decoder", layer=1, direction="z")
+    assert view.with_movement.isEnabled()
+    view.with_movement.setChecked(True)
+    compute(view, qtbot)
+    found = view._result
+    assert set(found.moved) == {(load.gate, load.region) for load in found.loads}
+    for load in found.loads:
+        part = found.moved[load.gate, load.region]
+        np.testing.assert_allclose(part.chosen, load.share, atol=1e-6)
+    said = view.detail.text()
+    shown = found.moved[
+        found.loads[view.table.chosen()].gate, found.loads[view.table.chosen()].region
+    ]
+    assert f"Moved by {shown.mean:.2f} mm" in said and "by chance" in said
+    rows = regions.table_of(found)
+    assert sum(rows[0][f"moved_mm_{n}"] for n in range(3)) == pytest.approx(rows[0]["moved_mm"])
+    view.with_movement.setChecked(False)
+    assert view.table.isHidden()

@@ -13,6 +13,7 @@ from napari.utils.notifications import show_error
 from numpy.typing import NDArray
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import (
+    QCheckBox,
     QComboBox,
     QFormLayout,
     QLabel,
@@ -24,7 +25,7 @@ from napari_shmoareg.geometry import Volume
 from napari_shmoareg.plugin.controls.bars import Bar, BarChart
 from napari_shmoareg.plugin.controls.forms import Section, fill, weakly, wrapped
 from napari_shmoareg.plugin.controls.tables import Figure, FigureTable, TableButtons, origin_of
-from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, Task
+from napari_shmoareg.plugin.controls.tasks import CANCEL, Report, Task, replay_of
 from napari_shmoareg.plugin.experts.gate_picker import GatePicker, describe_gates
 from napari_shmoareg.plugin.experts.region_source import RegionSource, Source
 from napari_shmoareg.plugin.layers import expert_names
@@ -33,7 +34,9 @@ from napari_shmoareg.plugin.placement import go_to, to_viewer
 if TYPE_CHECKING:
     from napari import Viewer
 
+    from napari_shmoareg.experts.contribution import Contribution
     from napari_shmoareg.experts.regions import RegionLoad
+    from napari_shmoareg.model.routing import GateId
     from napari_shmoareg.registration.register import Registration
 
 
@@ -71,11 +74,13 @@ class RegionRequest:
     where: dict[str, Any]
     source: Source
     reference: Any  # a label, TOGETHER or WHOLE
+    with_movement: bool = False  # also how far each expert moved the regions
 
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for equal requests."""
-        return tuple(sorted(self.where.items())), self.source.key, self.reference
+        about = tuple(sorted(self.where.items())), self.source.key, self.reference
+        return *about, self.with_movement
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +95,8 @@ class Regions:
     gates: str
     source: str
     key: tuple[object, ...]  # of the request, without a reference to the layer
+    # by gate and region, if requested
+    moved: dict[tuple[GateId, int], Contribution]
 
     @property
     def against(self) -> str:
@@ -129,6 +136,7 @@ def count_regions(report: Report, registration: Registration, request: RegionReq
             registration, labels, names=names, reference=reference, **gate._asdict()
         )
     report.check()
+    moved = _movement(report, registration, labels, gates) if request.with_movement else {}
     return Regions(
         loads,
         labels,
@@ -138,6 +146,37 @@ def count_regions(report: Report, registration: Registration, request: RegionReq
         gates=describe_gates(request.where),
         source=str(request.source),
         key=request.key,
+        moved=moved,
+    )
+
+
+def _movement(
+    report: Report, registration: Registration, labels: Volume, gates: Sequence[GateId]
+) -> dict[tuple[GateId, int], Contribution]:
+    """How far the experts of some gates moved each region; runs the network's last pass again."""
+    from napari_shmoareg.experts.contribution import contributions, residuals_of
+
+    replay = replay_of(registration, report)
+    report("residuals of the experts", 0.5)
+    residuals = [one for one in residuals_of(replay) if one.gate in gates]
+    found = {}
+    for region in labels.labels:
+        mask = Volume(labels.values == region, labels.grid, labels.name, is_labels=True)
+        for part in contributions(residuals, replay.grid, mask):
+            found[part.gate, int(region)] = part
+    return found
+
+
+def describe_movement(moved: Contribution, names: Sequence[str]) -> str:
+    """How far a region moved along a gate's axis, by expert, beside chance."""
+    parts = ", ".join(
+        f"{name} {by:.2f} ({chance:.2f})"
+        for name, by, chance in zip(names, moved.by_expert, moved.by_chance, strict=True)
+    )
+    return (
+        f" Moved by {moved.mean:.2f} mm on average (without sign, along"
+        f" {moved.gate.direction} of this layer), of which mm by expert (by chance, if the same"
+        f" choices lay anywhere in the region): {parts}."
     )
 
 
@@ -301,6 +340,9 @@ def table_of(found: Regions) -> list[dict[str, object]]:
         row |= load.gate._asdict()
         row |= {"distance": load.distance, "expected_by_chance": load.expected}
         row |= {"verdict": verdict(load).lstrip("● "), "cells": load.tokens, "blocks": load.blocks}
+        if (moved := found.moved.get((load.gate, load.region))) is not None:
+            row["moved_mm"] = moved.mean
+            row |= {f"moved_mm_{n}": float(by) for n, by in enumerate(moved.by_expert)}
         for n in range(most):
             for what, values in (("share", load.share), ("low", load.low), ("high", load.high)):
                 given = () if values is None else values[n : n + 1]
@@ -362,6 +404,11 @@ class RegionView(Section):
         self.compute.setToolTip(
             "Count the choices of the cells of every region; takes a few seconds per gate"
         )
+        self.with_movement = QCheckBox("And how far each expert moved them, mm")
+        self.with_movement.setToolTip(
+            "Split the movement of each region (residuals of Eq. 6) by the experts that made it,"
+            " for gates of the decoder. Runs the network again; takes seconds"
+        )
         self.table, self.bars = RegionTable(), BarChart(height=120, fill=0.72, widest=34)
         self.buttons = TableButtons(
             lambda: [] if self._result is None else table_of(self._result), "regions.csv"
@@ -378,6 +425,8 @@ class RegionView(Section):
         form.addRow("Against", self.reference)
         self.column.addLayout(form)
         self.column.addWidget(self.where)
+        self.column.addWidget(self.with_movement)
+        self.with_movement.toggled.connect(lambda _: self._match())
         figures = (self.heading, self.table, self.detail, self.bars, self.buttons)
         for widget in (self.compute, self.status, *figures, self.caption):
             self.column.addWidget(widget)
@@ -428,7 +477,12 @@ class RegionView(Section):
         return (
             None
             if source is None
-            else RegionRequest(self.where.where, source, WHOLE if picked is None else picked)
+            else RegionRequest(
+                self.where.where,
+                source,
+                WHOLE if picked is None else picked,
+                self.with_movement.isChecked() and self.with_movement.isEnabled(),
+            )
         )
 
     def _on_progress(self, title: str, done: float) -> None:
@@ -453,6 +507,7 @@ class RegionView(Section):
 
     def _match(self) -> None:
         """Show the results only while the form matches them."""
+        self.with_movement.setEnabled(self.where.where.get("part") == "decoder")
         found, form = self._result, self._request()
         same = found is not None and form is not None and form.key == found.key
         self.heading.setVisible(found is not None)
@@ -526,6 +581,8 @@ class RegionView(Section):
             + "."
         )
         titles = _columns(registration, [load])
+        if (moved := found.moved.get((load.gate, load.region))) is not None:
+            self.detail.setText(self.detail.text() + describe_movement(moved, titles))
         self.bars.setToolTip("\n".join(interval(load, n, title) for n, title in enumerate(titles)))
         bars = region_bars(registration, load, share_of_reference(registration, found, load))
         self.bars.highest = max(max(bar.value, *(bar.interval or (0.0,))) for bar in bars) or 1.0
