@@ -23,6 +23,10 @@ from napari_shmoareg.cli.options import (
     Debug,
     Fixed,
     FixedLabels,
+    Initial,
+    LandmarkFile,
+    LandmarkFit,
+    LandmarkFitOption,
     Moving,
     MovingLabels,
     Nan,
@@ -359,6 +363,9 @@ def register(
     ],
     moving_labels: MovingLabels = None,
     fixed_labels: FixedLabels = None,
+    initial: Initial = None,
+    landmarks: LandmarkFile = None,
+    landmark_fit: LandmarkFitOption = LandmarkFit.rigid,
     weights: Weights = None,
     network: NetworkOption = Network.auto,
     figures: Annotated[
@@ -382,6 +389,8 @@ def register(
         raise InputError(
             "--weights would have no effect with --network none. Leave one of them out."
         )
+    if initial is not None and landmarks is not None:
+        raise InputError("--initial and --landmarks are two starts. Leave one of them out.")
     check_new_folder(out)
     request = CommandRequest.of(weights, given)
     with progress(quiet, registration_phases(request.refine)) as report:
@@ -391,7 +400,8 @@ def register(
         name, trained = (NO_NETWORK, None) if network is Network.none else request.network()
         report("reading", 0.0)
         pair = read_pair(moving, fixed, moving_labels, fixed_labels, nan=nan, channel=channel)
-        registration = request.register(pair, trained, report)
+        start = read_start(initial, landmarks, landmark_fit.value, pair.fixed.grid)
+        registration = request.register(pair, trained, report, start)
         found = write_registration(
             registration, out, weights=name, figures=figures, progress=report
         )
@@ -403,6 +413,31 @@ def register(
             f"{missing_labels_line(found)}\n{seconds_line(found)}\n{choices_lines(found)}\n"
             f"{file_lines(out, found, figures)}"
         )
+
+
+def read_start(
+    initial: Path | None, landmarks: Path | None, kind: Any, grid: Grid
+) -> tuple[Transform, str] | None:
+    """Read the initial transform, and where it is from; None without a file.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read or its landmarks do not determine the transform.
+    """
+    if initial is not None:
+        from napari_shmoareg.io import read_transform
+
+        return read_transform(initial), f"the transform {initial.name}"
+    if landmarks is None:
+        return None
+    from napari_shmoareg.geometry import fit_landmarks
+    from napari_shmoareg.io.landmarks import read_landmark_pairs
+
+    pairs = read_landmark_pairs(landmarks)
+    for note in pairs.notes:
+        print_note(f"Note: {landmarks}: {note}.")
+    return fit_landmarks(pairs.fixed, pairs.moving, kind, grid)
 
 
 @partial(

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     from napari_shmoareg.errors import InputError, NoOverlapError, TooLargeError
     from napari_shmoareg.geometry.grid import Grid
     from napari_shmoareg.geometry.resample import apply_affine, inside, pull, slabs
-    from napari_shmoareg.geometry.transform import DisplacementField, Transform, warp_volume
+    from napari_shmoareg.geometry.transform import (
+        DisplacementField,
+        Transform,
+        fit_landmarks,
+        warp_volume,
+    )
     from napari_shmoareg.geometry.volume import Volume, VolumePair, background, float_type
 
 __all__ = [
@@ -26,6 +31,7 @@ __all__ = [
     "VolumePair",
     "apply_affine",
     "background",
+    "fit_landmarks",
     "float_type",
     "inside",
     "pull",
@@ -49,6 +55,7 @@ _MODULES = {
     "geometry.transform": (
         "DisplacementField",
         "Transform",
+        "fit_landmarks",
         "warp_volume",
     ),
     "geometry.volume": (

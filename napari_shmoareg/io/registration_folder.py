@@ -325,6 +325,9 @@ def _fields(report: Mapping[str, Any]) -> dict[str, Any]:
             before=numbers(Agreement, affine.get("agreement_before")),
             after=numbers(Agreement, affine.get("agreement_after")),
             seconds=seconds.get("align", nan),
+            initial=None
+            if affine.get("initial") is None
+            else np.array(affine["initial"], dtype=np.float64).reshape(4, 4),
         ),
         "similarity": {
             stage: numbers(Similarity, values) for stage, values in report["similarity"].items()

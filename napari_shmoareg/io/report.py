@@ -96,6 +96,7 @@ def build_report(
             "matrix": alignment.matrix,
             "maps": "fixed world to moving world, mm, RAS",
             "reason": alignment.reason,
+            "initial": alignment.initial,
             "similarity_before": alignment.before.information,
             "similarity_after": alignment.after.information,
             "agreement_before": alignment.before._asdict(),

@@ -7,6 +7,9 @@ import json
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
+
+from napari_shmoareg.io.landmarks import write_landmark_pairs
 
 QUICK = ("--no-figures", "--affine", "none")
 
@@ -234,3 +237,36 @@ def test_the_same_command_gives_the_same_numbers(files, weights, shmoareg):
         reports.append(json.loads((out / "report.json").read_text(encoding="utf-8")))
     assert reports[0]["similarity"] == reports[1]["similarity"]
     assert reports[0]["expert_loads"] == reports[1]["expert_loads"]
+
+
+def test_an_initial_transform_and_landmarks_are_two_starts(files, pair, shmoareg, plain):
+    affine = sitk.AffineTransform(3)
+    affine.SetTranslation((-2.0, 3.0, 1.0))  # LPS: 2, -3, 1 mm RAS
+    sitk.WriteTransform(affine, str(files.folder / "start.txt"))
+    points = pair.fixed.grid.centre + 10 * np.array([[0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 1]])
+    write_landmark_pairs(
+        files.folder / "pairs.csv", fixed=points, moving=points + np.array([2.0, -3.0, 1.0])
+    )
+    words = ("register", files.moving, files.fixed, "--network", "none", "--size", 24, *QUICK)
+    found = {}
+    for start in (
+        ("--initial", files.folder / "start.txt"),
+        ("--landmarks", files.folder / "pairs.csv"),
+    ):
+        out = files.folder / start[0].strip("-")
+        result = shmoareg(*words, *start, "--out", out)
+        assert result.exit_code == 0, result.stderr
+        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        assert report["kept"] == "affine"
+        matrix = np.array(report["affine"]["matrix"])
+        np.testing.assert_allclose(matrix[:3, 3], (2, -3, 1), atol=1e-4)
+        np.testing.assert_allclose(matrix, report["affine"]["initial"])
+        found[start[0]] = report["choices"]["initial"]
+        assert f"initial: {found[start[0]]}" in result.stdout
+    assert found["--initial"] == "the transform start.txt"
+    assert found["--landmarks"] == "rigid fit of 4 landmark pairs, to 0.00 mm on average"
+    both = shmoareg(*words, *start, "--initial", files.folder / "start.txt", "--out", out / "x")
+    plain(both).search("--initial and --landmarks are two starts")
+    few = shmoareg(*words, *start, "--landmark-fit", "thin-plate", "--out", out / "x")
+    plain(few).search("thin-plate start needs at least 5 landmark pairs; got 4")
+    assert not (out / "x").exists()

@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 from napari.components import ViewerModel
-from napari.layers import Image, Labels
+from napari.layers import Image, Labels, Points
 from napari.utils._proxies import PublicOnlyProxy
 
 from napari_shmoareg.plugin.controls.pickers import PairPicker, missing, suggest, tag_roles
@@ -231,3 +231,20 @@ def test_a_pair_that_is_opened_beside_a_single_image_is_taken_whole(model, qtbot
         put(model, layer)
         picker.refresh()
     assert (picker.pair["moving"].name, picker.pair["fixed"].name) == ("d", "c")
+
+
+def test_a_start_from_landmarks_takes_their_complete_pairs(model, qtbot):
+    put(model, image("a"), image("b"))
+    picker = PairPicker(model)
+    qtbot.addWidget(picker)
+    assert picker.start.currentText() == "as placed" and picker.landmarks is None
+    picker.start.setCurrentText("landmarks: affine")
+    kind, fixed, moving = picker.landmarks
+    assert kind == "affine" and fixed.shape == moving.shape == (0, 3)
+    for side, count in (("fixed", 3), ("moving", 2)):
+        points = np.arange(3.0 * count).reshape(count, 3) + (side == "moving")
+        metadata = {KEY: {"role": f"landmarks_{side}"}}
+        put(model, Points(points, scale=(2, 1, 1), metadata=metadata))
+    _, fixed, moving = picker.landmarks
+    np.testing.assert_allclose(fixed, [[2, 1, 0], [5, 4, 6]])  # R, A, S
+    np.testing.assert_allclose(moving, [[3, 2, 2], [6, 5, 8]])

@@ -8,13 +8,21 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QFormLayout, QHBoxLayout, QPushButton, QVBoxLayout, QWidget
 from superqt.utils import signals_blocked
 
-from napari_shmoareg.plugin.controls.forms import arranged, captioned, fill, narrowed
+from napari_shmoareg.plugin.controls.forms import (
+    arranged,
+    captioned,
+    combo_of,
+    fill,
+    narrowed,
+    wrapped_tooltip,
+)
 from napari_shmoareg.plugin.controls.tasks import single_shot
-from napari_shmoareg.plugin.placement import KEY, tag
+from napari_shmoareg.plugin.placement import KEY, landmarks_of, tag
 from napari_shmoareg.plugin.registrations import ROLES, layer_in_role, open_registrations, title
 
 if TYPE_CHECKING:
@@ -22,7 +30,10 @@ if TYPE_CHECKING:
     from napari.components import LayerList
     from napari.layers import Layer
 
+    from napari_shmoareg.geometry.transform import LandmarkKind
     from napari_shmoareg.registration.register import Registration
+
+    LandmarkStart = tuple[LandmarkKind, NDArray[np.float64], NDArray[np.float64]]
 
 
 NOTHING = "(no registration is open)"
@@ -230,6 +241,18 @@ TIPS = {
     "moving_labels": "Optional labels of the moving image, warped with it.",
     "fixed_labels": "Optional labels of the fixed image. With both labels, Dice is measured.",
 }
+PLACED = "as placed"
+STARTS: dict[str, LandmarkKind] = {
+    "landmarks: rigid": "rigid",
+    "landmarks: affine": "affine",
+    "landmarks: thin-plate": "thin-plate",
+}
+START_TIP = (
+    "Where the alignment starts. as placed: from where the moving image lies; drag and turn it with"
+    " the layer's transform mode. landmarks: from a fit to the pairs of the Landmarks panel, at"
+    " least 3 for rigid, 4 for affine and 5 for thin-plate, which also bends and is not aligned"
+    " further."
+)
 SWAP_TIP = "Exchange moving and fixed, with their labels."
 
 
@@ -273,7 +296,7 @@ class LayerPicker(QComboBox):
 
 
 class PairPicker(QWidget):
-    """Pickers of the moving and fixed images and labels, and a button that swaps them."""
+    """Pickers of the images and labels of a pair and of its start, and a button that swaps them."""
 
     changed = Signal()
 
@@ -300,6 +323,9 @@ class PairPicker(QWidget):
             picker.activated.connect(lambda _index, role=role: self._on_picked(role))
             caption = "labels" if role.endswith("labels") else role.capitalize()
             form.addRow(captioned(caption, TIPS[role]), picker)
+        self.start = combo_of(PLACED, *STARTS)
+        self.start.setToolTip(wrapped_tooltip(START_TIP))
+        form.addRow(captioned("Start", START_TIP), self.start)
         arranged(QVBoxLayout(self), form, arranged(QHBoxLayout(), None, self.swap))
         self.refresh()
 
@@ -307,6 +333,17 @@ class PairPicker(QWidget):
     def pair(self) -> Pair:
         """The picked layer of each role."""
         return {role: self.pickers[role].layer for role in ROLES}
+
+    @property
+    def landmarks(self) -> LandmarkStart | None:
+        """The kind of fit and the fixed and moving landmarks, mm RAS; None to start as placed."""
+        viewer, kind = self._viewer(), STARTS.get(self.start.currentText())
+        if viewer is None or kind is None:
+            return None
+        layers = (layer_in_role(viewer, f"landmarks_{side}") for side in ("fixed", "moving"))
+        fixed, moving = (landmarks_of(layer) for layer in layers)
+        count = min(len(fixed), len(moving))
+        return kind, fixed[:count], moving[:count]
 
     @property
     def missing(self) -> str | None:

@@ -243,7 +243,9 @@ class RegisterPanel(Panel):
         self.progress.begin()
         self.message_box.show_message("")
         self._show(PanelState.registering)
-        self.task.start(LayerRegistration(picked, self.form.settings, number))
+        self.task.start(
+            LayerRegistration(picked, self.form.settings, number, self.pickers.landmarks)
+        )
 
     def _on_cancelled(self) -> None:
         self.message_box.show_message(CANCELLED)
