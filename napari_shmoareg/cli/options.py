@@ -117,6 +117,17 @@ FixedLabels = Annotated[
         "--fixed-labels", metavar="FILE", help="Label map of FIXED, to measure the result."
     ),
 ]
+FixedMask = Annotated[
+    Path | None,
+    typer.Option(
+        "--fixed-mask",
+        metavar="FILE",
+        help=(
+            "Mask of FIXED: alignment, refinement and similarity count only voxels in it (not 0);"
+            " the deformation is smooth everywhere."
+        ),
+    ),
+]
 Weights = Annotated[
     str | None,
     typer.Option(

@@ -23,6 +23,7 @@ from napari_shmoareg.cli.options import (
     Debug,
     Fixed,
     FixedLabels,
+    FixedMask,
     Initial,
     LandmarkFile,
     LandmarkFit,
@@ -230,9 +231,14 @@ def result_table(report: Mapping[str, Any]) -> Table:
 
     similarity = report["similarity"]
     truth = report.get("extra", {}).get("true_error_mm")
+    where = " in the mask" if report.get("similarity_within") == "mask" else ""
     rows = [
-        ("correlation of intensities", [similarity[s]["ncc"] for s in SHOWN_STAGES], ".3f"),
-        ("mutual information (0 to 1)", [similarity[s]["nmi"] for s in SHOWN_STAGES], ".3f"),
+        (f"correlation of intensities{where}", [similarity[s]["ncc"] for s in SHOWN_STAGES], ".3f"),
+        (
+            f"mutual information{where} (0 to 1)",
+            [similarity[s]["nmi"] for s in SHOWN_STAGES],
+            ".3f",
+        ),
         (f"Dice, mean over {labels_of(report)}", _means(report["dice"], SHOWN_STAGES), ".3f"),
         ("surface distance, mm", _means(report["assd_mm"], SHOWN_STAGES), ".2f"),
     ]
@@ -363,6 +369,7 @@ def register(
     ],
     moving_labels: MovingLabels = None,
     fixed_labels: FixedLabels = None,
+    fixed_mask: FixedMask = None,
     initial: Initial = None,
     landmarks: LandmarkFile = None,
     landmark_fit: LandmarkFitOption = LandmarkFit.rigid,
@@ -399,7 +406,9 @@ def register(
 
         name, trained = (NO_NETWORK, None) if network is Network.none else request.network()
         report("reading", 0.0)
-        pair = read_pair(moving, fixed, moving_labels, fixed_labels, nan=nan, channel=channel)
+        pair = read_pair(
+            moving, fixed, moving_labels, fixed_labels, fixed_mask, nan=nan, channel=channel
+        )
         start = read_start(initial, landmarks, landmark_fit.value, pair.fixed.grid)
         registration = request.register(pair, trained, report, start)
         found = write_registration(

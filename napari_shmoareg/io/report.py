@@ -75,6 +75,7 @@ def build_report(
         "fixed": pair.fixed,
         "moving_labels": pair.moving_labels,
         "fixed_labels": pair.fixed_labels,
+        "fixed_mask": pair.fixed_mask,
     }
     report = {
         "format": FORMAT,
@@ -103,6 +104,7 @@ def build_report(
             "agreement_after": alignment.after._asdict(),
         },
         "seconds": registration.seconds,
+        "similarity_within": "overlap" if pair.fixed_mask is None else "mask",
         **quality.to_dict(),
         "expert_loads": [
             entry | {"share": share}

@@ -35,22 +35,24 @@ DETAIL_FLOOR = 0.005  # fraction of the range: contrast below this is noise
 
 @dataclass(frozen=True, eq=False)
 class CoarsePair:
-    """Both images in [0, 1], each on its own coarse grid.
+    """Both images in [0, 1], each on its own coarse grid, and the mask on that of the fixed one.
 
     Ours: isotropic, along R, A, S, at most 96 voxels long, for any header.
     """
 
     moving: Volume
     fixed: Volume
+    fixed_mask: Volume | None = None
 
     @classmethod
     def of(cls, pair: VolumePair) -> CoarsePair:
-        return cls(_coarse(pair.moving), _coarse(pair.fixed))
+        moving, fixed, mask = _coarse(pair.moving), _coarse(pair.fixed), pair.fixed_mask
+        return cls(moving, fixed, None if mask is None else resample(mask, fixed.grid))
 
     @property
     def detail(self) -> CoarsePair:
         """Both images with locally normalised brightness and contrast, in [0, 1]."""
-        return CoarsePair(_normalised(self.moving), _normalised(self.fixed))
+        return CoarsePair(_normalised(self.moving), _normalised(self.fixed), self.fixed_mask)
 
     def centre_of_mass(self, role: str) -> NDArray[np.float64]:
         """Return the brightness-weighted centre (mm, RAS) of one image, "moving" or "fixed"."""
@@ -242,7 +244,7 @@ def align(
     grid = pair.moving.grid
     placed = replace(pair.moving, grid=Grid(grid.shape, np.linalg.inv(matrix) @ grid.affine))
     Intensity.of(pair.moving).remember(placed)
-    found = _align(VolumePair(placed, pair.fixed), mode, INITIAL, progress)
+    found = _align(replace(pair, moving=placed, moving_labels=None), mode, INITIAL, progress)
     return replace(found, matrix=matrix @ found.matrix, initial=matrix)
 
 
@@ -485,6 +487,12 @@ def _refine(
         method.SetMetricAsMattesMutualInformation(BINS)
     method.SetMetricSamplingStrategy(method.RANDOM)
     voxels = coarse.fixed.values.size
+    if coarse.fixed_mask is not None:
+        inside_mask = coarse.fixed_mask.with_values(
+            (coarse.fixed_mask.values != 0).astype(np.uint8)
+        )
+        method.SetMetricFixedMask(_sitk_image(inside_mask, unit, centre))
+        voxels = max(1, int(inside_mask.values.sum()))
     method.SetMetricSamplingPercentagePerLevel(
         [min(1.0, SAMPLES * level**3 / voxels) for level in levels], SEED
     )

@@ -45,6 +45,8 @@ class Conformed:
         Fixed world to moving world, mm RAS, applied to `moving`.
     start : Tensor (1, 3, D, H, W), voxels, or None
         Initial displacement, applied to `moving` before the affine.
+    mask : Tensor (1, 1, D, H, W), 0 or 1, or None
+        Where the refinement compares the images.
     pair : VolumePair or None
         The original pair.
     moving_labels, fixed_labels : Tensor (1, 1, D, H, W), float32 whole numbers, or None
@@ -61,6 +63,7 @@ class Conformed:
     fixed_labels: Tensor | None = None
     motion: KnownMotion | None = None
     start: Tensor | None = None
+    mask: Tensor | None = None
 
     def transform(self, displacement: Tensor) -> Transform:
         """Convert a displacement on the network grid to a transform in the world.
@@ -134,6 +137,8 @@ def conform(
         bend = start.on(grid).to_voxels()
         warped = Transform(matrix, start).total(grid).warp(pair.moving)
         moving = _tensor(Intensity.of(pair.moving).scale(warped.values))
+    mask = pair.fixed_mask
+    counted = None if mask is None else _tensor(resample(mask, grid).values != 0)
     moving_labels = fixed_labels = None
     if labels and pair.moving_labels is not None:
         moving_labels = _tensor(resample(pair.moving_labels, grid, world_map=matrix).values)
@@ -148,6 +153,7 @@ def conform(
         moving_labels=moving_labels,
         fixed_labels=fixed_labels,
         start=bend,
+        mask=counted,
     )
 
 

@@ -213,7 +213,7 @@ class Registration:
         Stage of the transform: the one at which the images agree best (see `choose_stage`).
     choices : dict of str
         Automatic decisions and their reasons: "affine", "contrast", "kept" and, with refinement,
-        "similarity" and "refinement".
+        "similarity" and "refinement"; with a mask, "mask".
     seconds : dict of float
         Per phase.
     settings : dict
@@ -286,7 +286,8 @@ def register(
     Parameters
     ----------
     pair : VolumePair
-        Any orientation, spacing, dtype, size and field of view.
+        Any orientation, spacing, dtype, size and field of view.  With a mask of the fixed image,
+        alignment, refinement and similarity count only voxels in it; the network sees all.
     network : SHMoAReg or None
         Is moved to the device and stays there.  None: only alignment and, with `refine`,
         refinement.
@@ -336,6 +337,12 @@ def register(
         )
         choices = {"affine": alignment.reason, "contrast": matched.reason}
         images = matched.moving, conformed.fixed
+        if pair.fixed_mask is not None:
+            share = 100 * float((pair.fixed_mask.values != 0).mean())
+            choices["mask"] = (
+                f"the images are compared within '{pair.fixed_mask.name}' only, {share:.1f} % of"
+                " the fixed image: alignment, refinement and similarity"
+            )
     routing, passes = RoutingTrace(()), list[float]()
     fields: dict[str, Tensor] = {}
     if network is not None:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from napari_shmoareg.geometry import Volume
+from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.io.landmarks import write_landmark_pairs
 
 QUICK = ("--no-figures", "--affine", "none")
@@ -270,3 +272,29 @@ def test_an_initial_transform_and_landmarks_are_two_starts(files, pair, shmoareg
     few = shmoareg(*words, *start, "--landmark-fit", "thin-plate", "--out", out / "x")
     plain(few).search("thin-plate start needs at least 5 landmark pairs; got 4")
     assert not (out / "x").exists()
+
+
+def test_a_mask_limits_what_is_compared_and_travels_with_the_folder(files, pair, shmoareg, plain):
+    from napari_shmoareg.io.registration_folder import read_registration
+
+    words = ("register", files.moving, files.fixed, "--network", "none", "--size", 24, *QUICK)
+    values = np.zeros(pair.fixed.grid.shape, np.uint8)
+    values[:18] = 1
+    mask = Volume(values, pair.fixed.grid, "mask", is_labels=True)
+    coarse = resample(mask, pair.fixed.grid.coarsen(2))
+    out = files.folder / "out"
+    written = files.write(coarse, "coarse.nii.gz")
+    result = shmoareg(*words, "--refine", 5, "--fixed-mask", written, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert "coarse.nii.gz' is on another grid than the fixed image" in result.stderr
+    assert "correlation of intensities in the mask" in result.stdout
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["similarity_within"] == "mask"
+    assert report["pair"]["fixed_mask"]["shape"] == list(pair.fixed.grid.shape)
+    found = read_registration(out)
+    assert found.pair.fixed_mask.is_labels and found.pair.fixed_mask.name == "coarse"
+    assert (found.pair.fixed_mask.values != 0).mean() == pytest.approx(values.mean(), abs=0.03)
+    empty = files.write(mask.with_values(values * 0), "empty.nii.gz")
+    plain(shmoareg(*words, "--fixed-mask", empty, "--out", out / "x")).search(
+        "The mask 'empty' is empty"
+    )

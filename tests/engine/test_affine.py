@@ -1,6 +1,7 @@
 """Alignment: what is apart comes together, what is together stays."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -305,3 +306,23 @@ def test_an_initial_affine_of_the_other_direction_or_a_singular_one_is_refused_i
     assert "by the initial transform" in found.reason and error(found.matrix, truth) < 0.6
     with pytest.raises(InputError, match="singular"):
         align(pair, initial=np.diag([1.0, 1.0, 0.0, 1.0]))
+
+
+def test_a_mask_keeps_what_lies_outside_of_it_from_the_alignment():
+    """A bright table below the fixed body, which the moving image shows elsewhere."""
+    fixed, moving = fixed_image(), moving_image(PLANTED, header())
+    points = voxels(fixed.grid)
+    table = points[..., 1] < -34
+    seen = voxels(moving.grid)
+    body = np.linalg.norm(points / np.array([1.0, 0.85, 0.7]), axis=-1) < 44
+    values = np.where(table, 400, fixed.values).astype(np.float32)
+    other = np.where(seen[..., 1] > 24, 400, moving.values).astype(np.float32)
+    pair = VolumePair(moving.with_values(other), fixed.with_values(values))
+    mask = Volume((body & ~table).astype(np.uint8), fixed.grid, "body", is_labels=True)
+    free = align(pair)
+    masked = align(replace(pair, fixed_mask=mask))
+    assert error(masked.matrix, PLANTED) < 1.5 < error(free.matrix, PLANTED)
+    whole = Volume(np.ones(fixed.grid.shape, np.uint8), fixed.grid, "all", is_labels=True)
+    np.testing.assert_allclose(
+        align(replace(pair, fixed_mask=whole)).matrix, free.matrix, atol=1e-6
+    )

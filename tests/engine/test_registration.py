@@ -9,17 +9,22 @@ import torch
 from torch import nn
 
 from napari_shmoareg.errors import InputError
+from napari_shmoareg.experts.load import ExpertLoad
 from napari_shmoareg.geometry import (
     DisplacementField,
     Grid,
     Transform,
     Volume,
     VolumePair,
+    inside,
     warp_volume,
 )
 from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.io import load_network
+from napari_shmoareg.io.report import build_report
+from napari_shmoareg.metrics.measure import measure
 from napari_shmoareg.model import NetworkOutput, RoutingTrace, SHMoAReg, SHMoARegConfig
+from napari_shmoareg.registration.intensity import Intensity
 from napari_shmoareg.registration.register import Registration, register
 from napari_shmoareg.registration.replay import Replay
 
@@ -408,6 +413,7 @@ def test_an_initial_deformation_is_kept_and_composed_with_what_follows(pair):
     again = warp_volume(pair.moving, pair.fixed.grid, moved.transform)
     np.testing.assert_allclose(moved.warped.values, again.values, atol=1e-3)
     refined = register(pair, None, size=24, refine=15, keep="last", initial=start)
+    assert refined.choices["refinement"].endswith("from the initial deformation")
     assert refined.similarity["refined"].score > refined.similarity["initial"].score
     with pytest.raises(InputError, match="'auto' or 'none' with an initial deformation"):
         register(pair, None, size=24, affine="rigid", initial=start)
@@ -417,3 +423,63 @@ def test_a_registration_from_an_initial_deformation_is_not_replayed_without_it(p
     found = register(pair, tiny_network, size=24, initial=bend(pair))
     with pytest.raises(InputError, match="initial deformation, which cannot be replayed"):
         Replay.of(pair, tiny_network, affine=found.affine, settings=found.settings)
+
+
+def masked(pair, part=slice(None, 18)):
+    """The pair with a mask of a part of the fixed image along its first axis."""
+    values = np.zeros(pair.fixed.grid.shape, np.uint8)
+    values[part] = 3
+    return replace(pair, fixed_mask=Volume(values, pair.fixed.grid, "half", is_labels=True))
+
+
+def test_the_similarity_is_that_within_the_mask_and_the_report_says_so(pair):
+    half = masked(pair)
+    found = register(half, None, affine="none", size=24)
+    warped = warp_volume(pair.moving, pair.fixed.grid, Transform(np.eye(4))).values
+    free = register(pair, None, affine="none", size=24)
+    a, b = (
+        Intensity.of(image).scale(values)[:18]
+        for image, values in ((pair.moving, warped), (pair.fixed, pair.fixed.values))
+    )
+    points = pair.fixed.grid.to_world(
+        np.stack(np.meshgrid(*map(np.arange, (18, 29, 23)), indexing="ij"), -1)
+    )
+    seen = inside(pair.moving.grid, points)
+    expected = float(((a[seen] - b[seen]).astype(float) ** 2).mean())
+    assert found.similarity["before"].mse == pytest.approx(expected, rel=1e-4)
+    assert found.similarity["before"].overlap == pytest.approx(seen.mean())
+    assert found.similarity["before"] != free.similarity["before"]
+    assert "within 'half' only, 48.6 % of the fixed image" in found.choices["mask"]
+    assert "mask" not in free.choices
+    for result, within in ((found, "mask"), (free, "overlap")):
+        report = build_report(
+            result,
+            measure(result),
+            ExpertLoad.of(result.routing, result.network_grid.shape),
+            weights="none",
+        )
+        assert report["similarity_within"] == within
+        assert (report["pair"]["fixed_mask"] is None) == (within == "overlap")
+
+
+def test_a_mask_does_not_change_what_the_network_sees_but_the_refinement(pair, tiny_network):
+    options = {"affine": "none", "size": 24, "keep": "last"}
+    half = masked(pair)
+    for refine, same in ((0, True), (15, False)):
+        free, found = (
+            register(each, tiny_network, refine=refine, **options) for each in (pair, half)
+        )
+        assert np.array_equal(free.displacement.vectors, found.displacement.vectors) == same
+    assert "mask" in found.choices and found.displacement.vectors.shape[:3] == pair.fixed.grid.shape
+
+
+def test_a_mask_that_compares_nothing_is_refused(pair):
+    with pytest.raises(InputError, match="The mask 'half' is empty"):
+        masked(pair, slice(0, 0))
+    speck = np.zeros(pair.fixed.grid.shape, np.uint8)
+    speck[0, 0, 0] = 1
+    tiny = replace(pair, fixed_mask=Volume(speck, pair.fixed.grid, "speck", is_labels=True))
+    with pytest.raises(InputError, match="covers no voxel of the grid"):
+        register(tiny, None, affine="none", size=16, refine=5)
+    with pytest.raises(InputError, match="The fixed mask 'moving_labels' is on another grid"):
+        replace(pair, fixed_mask=pair.moving_labels)

@@ -14,6 +14,7 @@ import torch
 from napari.layers import Image, Labels
 
 from napari_shmoareg.errors import InputError, TooLargeError
+from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.io import save_network
 from napari_shmoareg.model import SHMoAReg
 from napari_shmoareg.plugin.controls.errors import explain
@@ -22,6 +23,7 @@ from napari_shmoareg.plugin.controls.tasks import Report
 from napari_shmoareg.plugin.placement import layer_options
 from napari_shmoareg.plugin.register import job
 from napari_shmoareg.plugin.register.job import LayerRegistration
+from napari_shmoareg.plugin.register.panel import summary
 from napari_shmoareg.registration.progress import Interrupted
 from napari_shmoareg.registration.resources import psutil
 from napari_shmoareg.settings import RegistrationRequest
@@ -141,6 +143,23 @@ def test_landmarks_are_a_start_of_their_own(layers, settings, pair):
     )
     with pytest.raises(InputError, match="thin-plate start needs at least 5 landmark pairs; got 4"):
         register(layers, settings, landmarks=("thin-plate", fixed, moving))
+
+
+def test_a_mask_limits_what_is_compared_and_is_put_onto_the_fixed_image(layers, settings, pair):
+    data, options = layer_options(pair.fixed_labels)
+    layers["fixed_mask"] = Labels(data, **options)
+    registration = register(layers, settings).registration
+    assert (registration.pair.fixed_mask.values == pair.fixed_labels.values).all()
+    assert registration.report["similarity_within"] == "mask"
+    assert summary(1, registration).count("Correlation in the mask") == 1
+    coarse = resample(pair.fixed_labels, pair.fixed.grid.coarsen(2))
+    data, options = layer_options(coarse)
+    layers["fixed_mask"] = Labels(data, **options)
+    outcome = register(layers, settings)
+    assert outcome.registration.pair.fixed_mask.grid.same_space(pair.fixed.grid)
+    assert len(outcome.notes) == 1 and "another grid" in outcome.notes[0]
+    layers["fixed_mask"] = Labels(np.zeros_like(data), **options)
+    assert "is empty: no voxel of the fixed image" in error_of(layers, settings)
 
 
 def test_progress_only_rises_and_ends_at_the_whole(layers, settings):

@@ -101,7 +101,7 @@ class RegistrationPicker(QComboBox):
         self.picked.emit()
 
 
-KINDS = {"moving": "image", "fixed": "image", "moving_labels": "labels", "fixed_labels": "labels"}
+KINDS = {role: "image" if role in ("moving", "fixed") else "labels" for role in ROLES}
 Pair = dict[str, "Layer | None"]
 
 
@@ -132,15 +132,17 @@ def suggest(viewer: Any, picked: Mapping[str, Layer | None]) -> Pair:
         layers that can be registered come first.  Labels: those opened in a role, else those on the
         grid of their image with the most similar name.
     """
-    pair: Pair = dict(picked)
+    # a layer may be both mask and labels
+    pair: Pair = {role: layer for role, layer in picked.items() if role != "fixed_mask"}
     images, labels = (
         [la for la in selectable_layers(viewer.layers, kind) if not _is_result(la)]
         for kind in ("image", "labels")
     )
-    for role in (role for role in ROLES if role not in pair):
+    mask = picked.get("fixed_mask") or layer_in_role(viewer, "fixed_mask")
+    for role in (role for role in ROLES[:-1] if role not in pair):
         in_role = layer_in_role(viewer, role)
         if (
-            in_role in (labels if role.endswith("labels") else images)
+            in_role in (images if KINDS[role] == "image" else labels)
             and in_role not in pair.values()
         ):
             pair[role] = in_role
@@ -156,8 +158,11 @@ def suggest(viewer: Any, picked: Mapping[str, Layer | None]) -> Pair:
         ("fixed_labels", pair["fixed"], pair["moving"]),
     ):
         if role not in pair:
-            pair[role] = labels_of(image, other, [la for la in labels if la not in pair.values()])
-    return pair
+            others = (*pair.values(), mask)
+            pair[role] = labels_of(image, other, [la for la in labels if la not in others])
+    if "fixed_mask" in picked:
+        mask = picked["fixed_mask"]
+    return pair | {"fixed_mask": mask if mask in labels else None}
 
 
 def tag_roles(layers: LayerList, pair: Mapping[str, Layer | None]) -> None:
@@ -182,7 +187,7 @@ def missing(pair: Mapping[str, Layer | None]) -> str | None:
     for role, layer in pair.items():
         if layer is None:
             continue
-        name = role.replace("_", " ") + ("" if role.endswith("labels") else " image")
+        name = role.replace("_", " ") + (" image" if KINDS[role] == "image" else "")
         reason = rejection(layer)
         if reason is not None:
             return f"The {name} {reason}"
@@ -240,7 +245,12 @@ TIPS = {
     "fixed": "The image to register to. The result is on its grid.",
     "moving_labels": "Optional labels of the moving image, warped with it.",
     "fixed_labels": "Optional labels of the fixed image. With both labels, Dice is measured.",
+    "fixed_mask": (
+        "Optional labels on the fixed image: alignment, refinement and similarity count only voxels"
+        " in them, of any label. The deformation is smooth everywhere."
+    ),
 }
+CAPTIONS = {"moving": "Moving", "fixed": "Fixed", "fixed_mask": "Mask"}  # else labels
 PLACED = "as placed"
 STARTS: dict[str, LandmarkKind] = {
     "landmarks: rigid": "rigid",
@@ -253,7 +263,7 @@ START_TIP = (
     " least 3 for rigid, 4 for affine and 5 for thin-plate, which also bends and is not aligned"
     " further."
 )
-SWAP_TIP = "Exchange moving and fixed, with their labels."
+SWAP_TIP = "Exchange moving and fixed, with their labels; without the mask."
 
 
 class LayerPicker(QComboBox):
@@ -309,7 +319,7 @@ class PairPicker(QWidget):
         # layers opened together arrive in one turn of the event loop
         self._timer = single_shot(self, 0, self._keep_images)
         self.pickers = {
-            role: LayerPicker(NO_LABELS if "labels" in role else NO_IMAGE) for role in ROLES
+            role: LayerPicker(NO_IMAGE if KINDS[role] == "image" else NO_LABELS) for role in ROLES
         }
         self.swap = QPushButton("Swap")
         self.swap.setToolTip(SWAP_TIP)
@@ -317,12 +327,11 @@ class PairPicker(QWidget):
         form = QFormLayout()
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.setContentsMargins(0, 0, 0, 0)
-        for role in ("moving", "moving_labels", "fixed", "fixed_labels"):
+        for role in ("moving", "moving_labels", "fixed", "fixed_labels", "fixed_mask"):
             picker = self.pickers[role]
             picker.setToolTip(TIPS[role])
             picker.activated.connect(lambda _index, role=role: self._on_picked(role))
-            caption = "labels" if role.endswith("labels") else role.capitalize()
-            form.addRow(captioned(caption, TIPS[role]), picker)
+            form.addRow(captioned(CAPTIONS.get(role, "labels"), TIPS[role]), picker)
         self.start = combo_of(PLACED, *STARTS)
         self.start.setToolTip(wrapped_tooltip(START_TIP))
         form.addRow(captioned("Start", START_TIP), self.start)
@@ -377,10 +386,12 @@ class PairPicker(QWidget):
         """Handle a pick of the user; labels not picked by hand follow their image."""
         self._picked_by_hand.add(role)
         viewer = self._viewer()
-        if viewer is not None:
+        if viewer is not None and role == "fixed_mask":
+            self.refresh()
+        elif viewer is not None:
             tag_roles(
                 viewer.layers,
-                {r: la for r, la in self.pair.items() if "labels" not in r or r == role},
+                {r: la for r, la in self.pair.items() if KINDS[r] == "image" or r == role},
             )
             self.refresh()
 
@@ -389,6 +400,7 @@ class PairPicker(QWidget):
             here, there = self.pickers[a].currentIndex(), self.pickers[b].currentIndex()
             self.pickers[a].setCurrentIndex(there)
             self.pickers[b].setCurrentIndex(here)
+        self.pickers["fixed_mask"].setCurrentIndex(0)
         self._picked_by_hand = set(ROLES)
         viewer = self._viewer()
         if viewer is not None:

@@ -70,7 +70,7 @@ class LayerRegistration:
     Parameters
     ----------
     layers : mapping of role to Layer
-        "moving", "fixed", and optionally "moving_labels", "fixed_labels".
+        "moving", "fixed", and optionally "moving_labels", "fixed_labels", "fixed_mask".
     settings : RegistrationRequest
     number : int
         Number of the registration, for the names of its layers.
@@ -213,10 +213,10 @@ def _read(
         volumes["moving_labels"] = _labels_of_moved(layers["moving_labels"], placement)
     notes: list[str] = []
     inputs: dict[str, Volume] = dict(volumes)
-    for role in ("moving", "fixed"):
-        labels, image = volumes.get(f"{role}_labels"), volumes[role]
+    for role in ("moving_labels", "fixed_labels", "fixed_mask"):
+        labels, image = volumes.get(role), volumes[role.split("_")[0]]
         if labels is not None and not labels.grid.same_space(image.grid):
-            inputs[f"{role}_labels"] = resample(labels, image.grid)
+            inputs[role] = resample(labels, image.grid)
             notes.append(
                 f"The labels '{labels.name}' are on another grid than their image '{image.name}':"
                 " they were resampled to it by nearest neighbour."
@@ -343,6 +343,7 @@ class LayerAdder(QObject):
             "moving": False,
             "moving_labels": False,
             "fixed_labels": False,
+            "fixed_mask": False,
             "fixed": True,
         }
         for role, visible in visibility.items():
