@@ -25,7 +25,7 @@ from napari_shmoareg.settings import (
 from napari_shmoareg.training.settings import ITERATIONS, ExpertLearning, FineTuning, RunSettings
 
 if TYPE_CHECKING:
-    from napari_shmoareg.geometry import VolumePair
+    from napari_shmoareg.geometry import Transform, VolumePair
     from napari_shmoareg.model import SHMoAReg
     from napari_shmoareg.registration.register import Registration
     from napari_shmoareg.registration.replay import Replay
@@ -58,6 +58,14 @@ class Network(StrEnum):
 
     auto = "auto"
     none = "none"
+
+
+class LandmarkFit(StrEnum):
+    """Transform fitted to landmark pairs."""
+
+    rigid = "rigid"
+    affine = "affine"
+    thin_plate = "thin-plate"
 
 
 class Passes(StrEnum):
@@ -127,6 +135,17 @@ LabelNamesFile = Annotated[
         show_default="a file beside the labels, or FreeSurfer's codes",
     ),
 ]
+FixedMask = Annotated[
+    Path | None,
+    typer.Option(
+        "--fixed-mask",
+        metavar="FILE",
+        help=(
+            "Mask of FIXED: alignment, refinement and similarity count only voxels in it (not 0);"
+            " the deformation is smooth everywhere."
+        ),
+    ),
+]
 Weights = Annotated[
     str | None,
     typer.Option(
@@ -134,6 +153,38 @@ Weights = Annotated[
         metavar="NAME|PATH",
         help="Name of shipped weights (`shmoareg info` lists them) or a .safetensors file.",
         show_default="the shipped ones",
+    ),
+]
+Initial = Annotated[
+    Path | None,
+    typer.Option(
+        "--initial",
+        metavar="FILE",
+        help=(
+            "Initial transform, from FIXED to MOVING as ITK and ANTs write it (.txt, .tfm, .mat,"
+            " .h5): the alignment starts from it instead of the headers; --affine none keeps it."
+        ),
+    ),
+]
+LandmarkFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--landmarks",
+        metavar="FILE",
+        help=(
+            "CSV of corresponding points, fixed point first, mm: the registration starts from the"
+            " transform that --landmark-fit fits to them."
+        ),
+    ),
+]
+LandmarkFitOption = Annotated[
+    LandmarkFit,
+    typer.Option(
+        "--landmark-fit",
+        help=(
+            "Transform fitted to --landmarks: rigid (3 pairs at least), affine (4), or thin-plate,"
+            " which also bends (5) and is not optimised by the alignment."
+        ),
     ),
 ]
 UniGradICONWeights = Annotated[
@@ -227,16 +278,22 @@ class CommandRequest(RegistrationRequest):
         return Replay.of(pair, network, affine=alignment.matrix, settings=self.to_dict())
 
     def register(
-        self, pair: VolumePair, network: SHMoAReg | None, report: ProgressCallback
+        self,
+        pair: VolumePair,
+        network: SHMoAReg | None,
+        report: ProgressCallback,
+        initial: tuple[Transform, str] | None = None,
     ) -> Registration:
-        """Register a pair, with or without a network."""
+        """Register a pair, with or without a network, from an initial transform and its origin."""
         from napari_shmoareg.registration.register import register
 
         why = "none, as requested"
         if network is not None:
             _, why = choose_weights(self.weights, choose_device(self.device))
-        registration = register(pair, network, self, progress=report)
-        return replace(registration, choices={"weights": why, **registration.choices})
+        start, origin = initial or (None, "")
+        registration = register(pair, network, self, initial=start, progress=report)
+        first = {"weights": why} | ({"initial": origin} if initial else {})
+        return replace(registration, choices={**first, **registration.choices})
 
 
 STEP, EXPERTS = "Training step", "Training of the experts, beyond the paper"

@@ -25,7 +25,12 @@ from napari_shmoareg.cli.options import (
     Fill,
     Fixed,
     FixedLabels,
+    FixedMask,
+    Initial,
     LabelNamesFile,
+    LandmarkFile,
+    LandmarkFit,
+    LandmarkFitOption,
     Moving,
     MovingLabels,
     Nan,
@@ -234,9 +239,14 @@ def result_table(report: Mapping[str, Any]) -> Table:
 
     similarity = report["similarity"]
     truth = report.get("extra", {}).get("true_error_mm")
+    where = " in the mask" if report.get("similarity_within") == "mask" else ""
     rows = [
-        ("correlation of intensities", [similarity[s]["ncc"] for s in SHOWN_STAGES], ".3f"),
-        ("mutual information (0 to 1)", [similarity[s]["nmi"] for s in SHOWN_STAGES], ".3f"),
+        (f"correlation of intensities{where}", [similarity[s]["ncc"] for s in SHOWN_STAGES], ".3f"),
+        (
+            f"mutual information{where} (0 to 1)",
+            [similarity[s]["nmi"] for s in SHOWN_STAGES],
+            ".3f",
+        ),
         (f"Dice, mean over {labels_of(report)}", _means(report["dice"], SHOWN_STAGES), ".3f"),
         ("surface distance, mm", _means(report["assd_mm"], SHOWN_STAGES), ".2f"),
     ]
@@ -371,6 +381,10 @@ def register(
     moving_labels: MovingLabels = None,
     fixed_labels: FixedLabels = None,
     label_names: LabelNamesFile = None,
+    fixed_mask: FixedMask = None,
+    initial: Initial = None,
+    landmarks: LandmarkFile = None,
+    landmark_fit: LandmarkFitOption = LandmarkFit.rigid,
     weights: Weights = None,
     network: NetworkOption = Network.auto,
     figures: Annotated[
@@ -395,6 +409,8 @@ def register(
         raise InputError(
             "--weights would have no effect with --network none. Leave one of them out."
         )
+    if initial is not None and landmarks is not None:
+        raise InputError("--initial and --landmarks are two starts. Leave one of them out.")
     check_new_folder(out)
     names = None if label_names is None else read_label_names(label_names)
     request = CommandRequest.of(weights, given)
@@ -404,7 +420,9 @@ def register(
 
         name, trained = (NO_NETWORK, None) if network is Network.none else request.network()
         report("reading", 0.0)
-        pair = read_pair(moving, fixed, moving_labels, fixed_labels, nan=nan, channel=channel)
+        pair = read_pair(
+            moving, fixed, moving_labels, fixed_labels, fixed_mask, nan=nan, channel=channel
+        )
         files = {"moving_labels": moving_labels, "fixed_labels": fixed_labels}
         pair = replace(
             pair,
@@ -414,7 +432,8 @@ def register(
                 if file is not None
             },
         )
-        registration = request.register(pair, trained, report)
+        start = read_start(initial, landmarks, landmark_fit.value, pair.fixed.grid)
+        registration = request.register(pair, trained, report, start)
         found = write_registration(
             registration, out, weights=name, figures=figures, progress=report
         )
@@ -426,6 +445,31 @@ def register(
             f"{labels_lines(found)}\n{seconds_line(found)}\n{choices_lines(found)}\n"
             f"{file_lines(out, found, figures)}"
         )
+
+
+def read_start(
+    initial: Path | None, landmarks: Path | None, kind: Any, grid: Grid
+) -> tuple[Transform, str] | None:
+    """Read the initial transform, and where it is from; None without a file.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read or its landmarks do not determine the transform.
+    """
+    if initial is not None:
+        from napari_shmoareg.io import read_transform
+
+        return read_transform(initial), f"the transform {initial.name}"
+    if landmarks is None:
+        return None
+    from napari_shmoareg.geometry import fit_landmarks
+    from napari_shmoareg.io.landmarks import read_landmark_pairs
+
+    pairs = read_landmark_pairs(landmarks)
+    for note in pairs.notes:
+        print_note(f"Note: {landmarks}: {note}.")
+    return fit_landmarks(pairs.fixed, pairs.moving, kind, grid)
 
 
 @partial(

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     from napari_shmoareg.errors import InputError, NoOverlapError, TooLargeError
     from napari_shmoareg.geometry.grid import Grid
     from napari_shmoareg.geometry.resample import apply_affine, inside, pull, slabs
-    from napari_shmoareg.geometry.transform import DisplacementField, Transform, warp_volume
+    from napari_shmoareg.geometry.transform import (
+        DisplacementField,
+        Transform,
+        fit_landmarks,
+        warp_volume,
+    )
     from napari_shmoareg.geometry.volume import (
         LabelNames,
         Volume,
@@ -35,6 +40,7 @@ __all__ = [
     "apply_affine",
     "background",
     "fill_value",
+    "fit_landmarks",
     "float_type",
     "inside",
     "pull",
@@ -58,6 +64,7 @@ _MODULES = {
     "geometry.transform": (
         "DisplacementField",
         "Transform",
+        "fit_landmarks",
         "warp_volume",
     ),
     "geometry.volume": (

@@ -7,6 +7,7 @@ Images are warped by it: warped(x) = moving(T(x)).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -249,6 +250,112 @@ def warp_volume(
     """
     points = transform.inverse_points if inverse else transform.map_points
     return pull(volume, reference, points, fill_value(volume, fill))
+
+
+LandmarkKind = Literal["rigid", "affine", "thin-plate"]
+LEAST_PAIRS = {"rigid": 3, "affine": 4, "thin-plate": 5}
+DIMENSIONS = {"rigid": 2, "affine": 3, "thin-plate": 3}  # that the points have to span
+SPANNED = {2: "on one line", 3: "in one plane"}
+FLATNESS = 1e-3  # fraction of the largest extent below which points do not span a direction
+NODES = 48  # of a thin-plate field, per axis
+
+
+class LandmarkFit(NamedTuple):
+    """A transform fitted to landmark pairs, and its description."""
+
+    transform: Transform
+    reason: str
+
+
+def fit_landmarks(
+    fixed: ArrayLike, moving: ArrayLike, kind: LandmarkKind, grid: Grid
+) -> LandmarkFit:
+    """Fit a transform to pairs of corresponding points.
+
+    Rigid by Kabsch (1976), affine by least squares; thin-plate is the affine and, as a displacement
+    field, the rest of a spline (kernel r^2 log r) through all points.
+
+    Parameters
+    ----------
+    fixed, moving : (n, 3) arrays, mm RAS
+        At least 3 pairs that are not on one line for rigid, 4 that are not in one plane for affine,
+        and 5 for thin-plate.
+    kind : {"rigid", "affine", "thin-plate"}
+    grid : Grid
+        Of the fixed image: the field covers it, on at most 48 nodes per axis.
+
+    Returns
+    -------
+    LandmarkFit
+        Fixed world to moving world.
+
+    Raises
+    ------
+    InputError
+        If the pairs do not determine the transform.
+    """
+    x, y = (np.asarray(points, dtype=np.float64).reshape(-1, 3) for points in (fixed, moving))
+    if kind not in get_args(LandmarkKind):
+        raise InputError(f"A landmark fit is rigid, affine or thin-plate; got {kind!r}.")
+    _check_landmarks(x, y, kind)
+    matrix = np.eye(4)
+    if kind == "rigid":
+        left, _, right = np.linalg.svd((y - y.mean(axis=0)).T @ (x - x.mean(axis=0)))
+        proper = np.diag([1.0, 1.0, np.linalg.det(left @ right)])
+        matrix[:3, :3] = left @ proper @ right
+        matrix[:3, 3] = y.mean(axis=0) - matrix[:3, :3] @ x.mean(axis=0)
+    else:
+        matrix[:3] = np.linalg.lstsq(np.c_[x, np.ones(len(x))], y, rcond=None)[0].T
+    transform = Transform(matrix)
+    if kind == "thin-plate":
+        transform = Transform(matrix, _spline(x, apply_affine(np.linalg.inv(matrix), y) - x, grid))
+    left_over = transform.distance(x, y).mean()
+    return LandmarkFit(
+        transform, f"{kind} fit of {len(x)} landmark pairs, to {left_over:.2f} mm on average"
+    )
+
+
+def _check_landmarks(fixed: Points, moving: Points, kind: LandmarkKind) -> None:
+    """Refuse landmarks that do not determine a transform."""
+    if len(fixed) != len(moving):
+        raise InputError(
+            f"Landmarks are pairs; got {len(fixed)} fixed and {len(moving)} moving points."
+        )
+    if len(fixed) < LEAST_PAIRS[kind]:
+        raise InputError(
+            f"A {kind} start needs at least {LEAST_PAIRS[kind]} landmark pairs; got {len(fixed)}."
+            " Set more pairs, or start from the positions of the images."
+        )
+    if not (np.isfinite(fixed).all() and np.isfinite(moving).all()):
+        raise InputError("Landmarks contain NaN or infinite values; finite points were expected.")
+    for side, points in (("fixed", fixed), ("moving", moving)):
+        extents = np.linalg.svd(points - points.mean(axis=0), compute_uv=False)
+        if extents[DIMENSIONS[kind] - 1] <= FLATNESS * extents[0]:
+            raise InputError(
+                f"The {side} landmarks lie {SPANNED[DIMENSIONS[kind]]}, so that they do not"
+                f" determine a {kind} transform. Set further pairs away from it."
+            )
+        if kind == "thin-plate" and len(np.unique(points, axis=0)) < len(points):
+            raise InputError(
+                f"Two {side} landmarks are at the same point, through which no thin-plate spline"
+                " passes. Remove one of the two pairs."
+            )
+
+
+def _spline(points: Points, vectors: Points, grid: Grid) -> DisplacementField:
+    """Interpolate vectors at points by a thin-plate spline, on a coarse grid over the other."""
+    from scipy.interpolate import RBFInterpolator
+
+    shape = np.minimum(grid.shape, NODES)
+    ratio = np.array(grid.shape) / shape
+    to_index = np.diag([*ratio, 1.0])
+    to_index[:3, 3] = (ratio - 1) / 2
+    coarse = Grid((int(shape[0]), int(shape[1]), int(shape[2])), grid.affine @ to_index)
+    spline = RBFInterpolator(points, vectors, kernel="thin_plate_spline")
+    found = np.empty((*coarse.shape, 3), dtype=np.float32)
+    for part, nodes in slabs(coarse):
+        found[part] = spline(nodes.reshape(-1, 3)).reshape(nodes.shape)
+    return DisplacementField(found, coarse)
 
 
 def _shared_axes(one: Grid, other: Grid) -> list[int] | None:

@@ -178,42 +178,51 @@ class Volume:
 
 @dataclass(frozen=True, eq=False)
 class VolumePair:
-    """A moving and a fixed image, with optional label maps.
+    """A moving and a fixed image, with optional label maps and a mask of the fixed image.
 
-    Labels whose grid differs from the image's only by rounding (`Grid.same_space`) get its grid.
+    The images are compared only where the mask is not 0, and everywhere without one.  Labels whose
+    grid differs from the image's only by rounding (`Grid.same_space`) get its grid.
 
     Raises
     ------
     InputError
-        If labels are not on the grid of their image, or the voxel sizes of the two images differ
-        by a factor of more than 500.
+        If labels or the mask are not on the grid of their image, the mask is empty, or the voxel
+        sizes of the two images differ by a factor of more than 500.
     """
 
     moving: Volume
     fixed: Volume
     moving_labels: Volume | None = None
     fixed_labels: Volume | None = None
+    fixed_mask: Volume | None = None
 
     def __post_init__(self) -> None:
-        for role, image, labels in (
-            ("moving", self.moving, self.moving_labels),
-            ("fixed", self.fixed, self.fixed_labels),
+        for name, image, labels in (
+            ("moving_labels", self.moving, self.moving_labels),
+            ("fixed_labels", self.fixed, self.fixed_labels),
+            ("fixed_mask", self.fixed, self.fixed_mask),
         ):
+            role, verb = name.replace("_", " "), "is" if name.endswith("mask") else "are"
             if labels is None:
                 continue
             if not labels.is_labels:
                 raise InputError(
-                    f"The {role} labels '{labels.name}' are an image; create that Volume with"
+                    f"The {role} '{labels.name}' {verb} an image; create that Volume with"
                     " is_labels=True."
                 )
             if not labels.grid.same_space(image.grid):
                 raise InputError(
-                    f"The {role} labels '{labels.name}' are on another grid than their image"
+                    f"The {role} '{labels.name}' {verb} on another grid than the image"
                     f" '{image.name}': {differences(labels.grid, image.grid)}. Resample the labels"
                     " onto the image (nearest neighbour) first."
                 )
             if not np.array_equal(labels.grid.affine, image.grid.affine):
-                object.__setattr__(self, f"{role}_labels", replace(labels, grid=image.grid))
+                object.__setattr__(self, name, replace(labels, grid=image.grid))
+        if self.fixed_mask is not None and not self.fixed_mask.values.any():
+            raise InputError(
+                f"The mask '{self.fixed_mask.name}' is empty: no voxel of the fixed image"
+                f" '{self.fixed.name}' is in it, so that nothing could be compared."
+            )
         self._check_spacings()
 
     def _check_spacings(self) -> None:
@@ -231,8 +240,8 @@ class VolumePair:
 
     @property
     def volumes(self) -> dict[str, Volume]:
-        """The volumes present, by role: moving, fixed, moving_labels, fixed_labels."""
-        roles = ("moving", "fixed", "moving_labels", "fixed_labels")
+        """The volumes present, by role: moving, fixed, and their labels and mask."""
+        roles = ("moving", "fixed", "moving_labels", "fixed_labels", "fixed_mask")
         return {role: volume for role in roles if (volume := getattr(self, role)) is not None}
 
     @property
@@ -244,7 +253,7 @@ class VolumePair:
 
     @property
     def swapped(self) -> VolumePair:
-        """The pair with moving and fixed exchanged."""
+        """The pair with moving and fixed exchanged, without the mask of the fixed image."""
         return VolumePair(self.fixed, self.moving, self.fixed_labels, self.moving_labels)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -119,6 +120,7 @@ def read_pair(
     fixed: str | Path,
     moving_labels: str | Path | None = None,
     fixed_labels: str | Path | None = None,
+    fixed_mask: str | Path | None = None,
     *,
     nan: float | None = None,
     channel: int | None = None,
@@ -132,6 +134,9 @@ def read_pair(
         Images, as for `read_image`.
     moving_labels, fixed_labels : str or Path, optional
         Label maps on the grids of their images.
+    fixed_mask : str or Path, optional
+        Where the images are compared: voxels that are not 0.  A mask on another grid than the fixed
+        image is resampled to it by nearest neighbour, with a warning.
     nan, channel
         As for `read_image`; the channel applies to the images only, as labels have to be 3D.
     allow_outside : bool
@@ -140,8 +145,8 @@ def read_pair(
     Raises
     ------
     InputError
-        As `read_image`; or if labels are on another grid than their image, or the voxel sizes of
-        the two images differ so much that only a wrong unit explains it.
+        As `read_image`; or if labels are on another grid than their image, the mask is empty, or
+        the voxel sizes of the two images differ so much that only a wrong unit explains it.
     """
 
     def image(path: str | Path) -> Volume:
@@ -154,7 +159,19 @@ def read_pair(
             else read_image(path, labels=True, nan=nan, allow_outside=allow_outside)
         )
 
-    return VolumePair(image(moving), image(fixed), labels(moving_labels), labels(fixed_labels))
+    pair = VolumePair(image(moving), image(fixed), labels(moving_labels), labels(fixed_labels))
+    mask = labels(fixed_mask)
+    if mask is not None and not mask.grid.same_space(pair.fixed.grid):
+        from napari_shmoareg.geometry.resample import resample
+
+        mask = resample(mask, pair.fixed.grid)
+        warnings.warn(
+            f"The mask '{fixed_mask}' is on another grid than the fixed image: it was resampled to"
+            " it by nearest neighbour.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return pair if mask is None else replace(pair, fixed_mask=mask)
 
 
 def write_image(volume: Volume, path: str | Path) -> None:

@@ -62,8 +62,9 @@ def write_registration(
     ::
 
         inputs/                  moving.nii.gz, fixed.nii.gz, and if there are labels
-                                 moving_labels.nii.gz, fixed_labels.nii.gz, with the voxels and
-                                 grids that were read: the folder is self-contained
+                                 moving_labels.nii.gz, fixed_labels.nii.gz, fixed_mask.nii.gz,
+                                 with the voxels and grids that were read: the folder is
+                                 self-contained
         warped.nii.gz            the moving image on the fixed image's grid
         warped_labels.nii.gz     the warped moving labels (if labels were given)
         displacement.nii.gz      the total transform as one field: fixed grid, mm, LPS, intent 1007
@@ -234,7 +235,7 @@ def _bytes(registration: Registration) -> int:
 # voxels by which a grid in a file may differ from the one in the report: files store float32
 GRID_TOLERANCE = 0.01
 
-ROLES = {"moving", "fixed", "moving_labels", "fixed_labels"}
+ROLES = {"moving", "fixed", "moving_labels", "fixed_labels", "fixed_mask"}
 REQUIRED = (
     "similarity",
     "dice",
@@ -332,6 +333,9 @@ def _fields(report: Mapping[str, Any]) -> dict[str, Any]:
             before=numbers(Agreement, affine.get("agreement_before")),
             after=numbers(Agreement, affine.get("agreement_after")),
             seconds=seconds.get("align", nan),
+            initial=None
+            if affine.get("initial") is None
+            else np.array(affine["initial"], dtype=np.float64).reshape(4, 4),
         ),
         "similarity": {
             stage: numbers(Similarity, values) for stage, values in report["similarity"].items()
@@ -366,7 +370,8 @@ def _input(folder: Path, role: str, grid: Grid, name: str) -> Volume:
             " it was written by an earlier version. Register the pair again to get a folder that"
             " opens; or open the two images, and warped.nii.gz of this folder, as files."
         )
-    return _volume(folder, f"inputs/{role}", grid, name=name, labels=role.endswith("labels"))
+    labels = role not in ("moving", "fixed")
+    return _volume(folder, f"inputs/{role}", grid, name=name, labels=labels)
 
 
 def _volume(folder: Path, path: str, grid: Grid, *, name: str, labels: bool = False) -> Volume:

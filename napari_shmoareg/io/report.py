@@ -75,6 +75,7 @@ def build_report(
         "fixed": pair.fixed,
         "moving_labels": pair.moving_labels,
         "fixed_labels": pair.fixed_labels,
+        "fixed_mask": pair.fixed_mask,
     }
     report = {
         "format": FORMAT,
@@ -96,12 +97,14 @@ def build_report(
             "matrix": alignment.matrix,
             "maps": "fixed world to moving world, mm, RAS",
             "reason": alignment.reason,
+            "initial": alignment.initial,
             "similarity_before": alignment.before.information,
             "similarity_after": alignment.after.information,
             "agreement_before": alignment.before._asdict(),
             "agreement_after": alignment.after._asdict(),
         },
         "seconds": registration.seconds,
+        "similarity_within": "overlap" if pair.fixed_mask is None else "mask",
         **quality.to_dict(),
         "expert_loads": [
             entry | {"share": share}

@@ -106,6 +106,7 @@ def layers_of_pair(pair: VolumePair) -> list[LayerData]:
     for volume, role in (
         (pair.fixed_labels, "fixed_labels"),
         (pair.moving_labels, "moving_labels"),
+        (pair.fixed_mask, "fixed_mask"),
     ):
         if volume is not None:
             layers.append(_labels(volume, volume.name, role=role))

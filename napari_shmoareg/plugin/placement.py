@@ -266,7 +266,7 @@ def tag(layer: Layer, name: str, default: Any = None) -> Any:
     return tags.get(name, default) if isinstance(tags, dict) else default
 
 
-def volume_of(layer: Layer) -> Volume:
+def volume_of(layer: Layer, *, as_placed: bool = True) -> Volume:
     """The volume that a layer shows, whatever its source.
 
     A layer of this plugin that was not moved or edited gives the original voxels on their own grid;
@@ -278,6 +278,8 @@ def volume_of(layer: Layer) -> Volume:
     Parameters
     ----------
     layer : Image or Labels
+    as_placed : bool
+        False gives a moved layer of this plugin where it was (see `placement_of`).
 
     Raises
     ------
@@ -311,7 +313,10 @@ def volume_of(layer: Layer) -> Volume:
     if is_labels:
         about["label_names"] = names_of(layer)
     stored: Volume | None = tag(layer, "volume")
-    if stored is not None and not _moved(layer):
+    placement = placement_of(layer)
+    if placement is not None and not as_placed:
+        matrix = np.linalg.inv(placement) @ matrix
+    if stored is not None and not _reshaped(layer) and (placement is None or not as_placed):
         if not tag(layer, "copied"):
             values = _as_stored(data, stored.grid)
             return Volume(values.copy() if is_labels else values, stored.grid, **about)
@@ -329,6 +334,20 @@ def volume_of(layer: Layer) -> Volume:
                 return Volume(painted, stored.grid, **about)
     values = data.transpose(2, 1, 0)
     return Volume(values.copy() if is_labels else values, Grid(values.shape, matrix), **about)
+
+
+def placement_of(layer: Layer) -> NDArray[np.float64] | None:
+    """Where a layer of this plugin was moved: its world now from that of its volume, (4, 4) RAS mm.
+
+    None if it was not moved, was cropped, or has no volume.
+    """
+    if tag(layer, "volume") is None or _reshaped(layer):
+        return None
+    scale, translate, _ = tag(layer, "fingerprint")
+    original = np.eye(4)
+    original[:3, :3], original[:3, 3] = np.diag(scale[::-1]), translate[::-1]
+    current = _data_to_ras(layer)
+    return None if np.allclose(current, original, atol=1e-6) else current @ np.linalg.inv(original)
 
 
 def to_viewer(points: ArrayLike) -> NDArray[np.float64]:
@@ -365,17 +384,12 @@ def _fingerprint(geometry: LayerGeometry) -> tuple[Any, Any, int]:
     return geometry.scale, geometry.translate, checksum
 
 
-def _moved(layer: Layer) -> bool:
-    """Whether a layer of this plugin was moved or has another shape."""
-    scale, translate, _ = tag(layer, "fingerprint")
-    original = np.eye(4)
-    original[:3, :3], original[:3, 3] = np.diag(scale[::-1]), translate[::-1]
-    if (
-        not tag(layer, "copied")
-        and layer.data.shape != tag(layer, "volume").grid.canonical().shape[::-1]
-    ):
-        return True  # cropped, for example; the values of a copy are compared elsewhere
-    return not np.allclose(_data_to_ras(layer), original, atol=1e-6)
+def _reshaped(layer: Layer) -> bool:
+    """Whether a layer of this plugin has another shape: cropped, for example."""
+    grid = tag(layer, "volume").grid.canonical()
+    if tag(layer, "copied"):
+        grid = straight_around(grid, tag(layer, "finer", 1.0))
+    return layer.data.shape != grid.shape[::-1]
 
 
 def _scale_translate(grid: Grid) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -451,6 +465,26 @@ def points_of(layer: Points | None) -> NDArray[np.float64]:
     if layer is None or not len(layer.data):
         return np.zeros((0, 3))
     return to_viewer([layer.data_to_world(point) for point in layer.data]) * mm_per(layer.units)
+
+
+def landmarks_of(layer: Points | None) -> NDArray[np.float64]:
+    """The points of a landmark layer where its image was before it was moved, (n, 3) mm RAS.
+
+    A landmark layer has the placement of its image as its affine (see `follow_placement`)."""
+    if layer is None or not len(layer.data):
+        return np.zeros((0, 3))
+    return to_viewer(layer.data * layer.scale + layer.translate) * mm_per(layer.units)
+
+
+def follow_placement(landmarks: Layer, image: Layer | None) -> None:
+    """Move a landmark layer to where its image was moved."""
+    placement = None if image is None else placement_of(image)
+    affine = np.eye(4)
+    if placement is not None:
+        affine[:3, :3] = placement[2::-1, 2::-1]
+        affine[:3, 3] = to_viewer(placement[:3, 3]) / mm_per(landmarks.units)
+    if not np.allclose(landmarks.affine.affine_matrix, affine):
+        landmarks.affine = affine
 
 
 def centre_on(viewer: Viewer, point: ArrayLike) -> None:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from napari_shmoareg.registration.register import Registration
 
 
-ROLES = ("moving", "fixed", "moving_labels", "fixed_labels")  # of the inputs
+# of the inputs
+ROLES = ("moving", "fixed", "moving_labels", "fixed_labels", "fixed_mask")
 
 
 def unwrap(viewer: Viewer) -> Viewer:

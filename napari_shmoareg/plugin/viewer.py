@@ -56,7 +56,7 @@ def notify(viewer: Viewer, severity: Literal["info", "warning", "error"], text: 
 
 ORIENTATION: tuple[Literal["towards"], Literal["up"], Literal["left"]] = ("towards", "up", "left")
 ORDERS = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}  # of the axes S, A, R
-OUTLINED = ("warped_labels", "moving_labels", "fixed_labels")
+OUTLINED = ("warped_labels", "moving_labels", "fixed_labels", "fixed_mask")
 OUTLINE = 2  # voxels
 
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter
 
 from napari_shmoareg.errors import NoOverlapError
-from napari_shmoareg.geometry import Grid, Volume, VolumePair, apply_affine, inside
+from napari_shmoareg.geometry import Grid, Transform, Volume, VolumePair, apply_affine, inside
 from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.registration.agreement import BINS, Agreement, CoarseImages, Matrix
 from napari_shmoareg.registration.intensity import Intensity
@@ -35,22 +35,24 @@ DETAIL_FLOOR = 0.005  # fraction of the range: contrast below this is noise
 
 @dataclass(frozen=True, eq=False)
 class CoarsePair:
-    """Both images in [0, 1], each on its own coarse grid.
+    """Both images in [0, 1], each on its own coarse grid, and the mask on that of the fixed one.
 
     Ours: isotropic, along R, A, S, at most 96 voxels long, for any header.
     """
 
     moving: Volume
     fixed: Volume
+    fixed_mask: Volume | None = None
 
     @classmethod
     def of(cls, pair: VolumePair) -> CoarsePair:
-        return cls(_coarse(pair.moving), _coarse(pair.fixed))
+        moving, fixed, mask = _coarse(pair.moving), _coarse(pair.fixed), pair.fixed_mask
+        return cls(moving, fixed, None if mask is None else resample(mask, fixed.grid))
 
     @property
     def detail(self) -> CoarsePair:
         """Both images with locally normalised brightness and contrast, in [0, 1]."""
-        return CoarsePair(_normalised(self.moving), _normalised(self.fixed))
+        return CoarsePair(_normalised(self.moving), _normalised(self.fixed), self.fixed_mask)
 
     def centre_of_mass(self, role: str) -> NDArray[np.float64]:
         """Return the brightness-weighted centre (mm, RAS) of one image, "moving" or "fixed"."""
@@ -83,6 +85,7 @@ def _normalised(volume: Volume) -> Volume:
     return volume.with_values(np.clip((volume.values - mean) / deviation / 6 + 0.5, 0, 1))
 
 
+HEADERS, INITIAL = "headers", "initial transform"  # where an alignment starts
 LEAST_OVERLAP = 0.01  # fraction of the smaller field of view
 
 
@@ -100,7 +103,9 @@ def overlap(moving: Grid, fixed: Grid, matrix: NDArray[np.float64]) -> float:
     return float(max(of_fixed, of_moving))
 
 
-def check_overlap(pair: VolumePair, matrix: NDArray[np.float64], mode: str) -> None:
+def check_overlap(
+    pair: VolumePair, matrix: NDArray[np.float64], mode: str, origin: str = HEADERS
+) -> None:
     """Check that the images of a pair overlap after alignment.
 
     Raises
@@ -118,6 +123,8 @@ def check_overlap(pair: VolumePair, matrix: NDArray[np.float64], mode: str) -> N
         if mode != "auto"
         else "Check that both files show the same body part and that their headers are right."
     )
+    if origin != HEADERS:
+        advice += " The initial transform has to map points of the fixed image to the moving one."
     raise NoOverlapError(
         f"The moving image '{pair.moving.name}' and the fixed image '{pair.fixed.name}' do not"
         f" overlap (affine: {mode}): their fields of view share {100 * share:.1f} %, and the"
@@ -168,9 +175,11 @@ class Alignment:
     reason : str
         For display: the stages tried, kept and dropped, and why.
     before, after : Agreement
-        On coarse grids, with the headers only and with `matrix`: mutual information, correlation of
-        detail, and coverage.
+        On coarse grids, at the start (the headers, or the initial affine) and with `matrix`: mutual
+        information, correlation of detail, and coverage.
     seconds : float
+    initial : (4, 4) array or None
+        The initial affine, which `matrix` includes; None if it started from the headers.
     """
 
     matrix: Matrix
@@ -179,10 +188,15 @@ class Alignment:
     before: Agreement
     after: Agreement
     seconds: float
+    initial: Matrix | None = None
 
 
 def align(
-    pair: VolumePair, mode: str = "auto", *, progress: Callable[[str, float], None] | None = None
+    pair: VolumePair,
+    mode: str = "auto",
+    *,
+    initial: ArrayLike | None = None,
+    progress: Callable[[str, float], None] | None = None,
 ) -> Alignment:
     """Align a pair with a rigid and an affine transform.
 
@@ -196,11 +210,17 @@ def align(
     otherwise the headers are kept, so that aligned pairs stay unchanged.  An orientation other than
     the header's must gain 10 %.  The result is deterministic.
 
+    An initial affine P replaces the headers: the stages look for B in P B, as if the moving image
+    were moved by the inverse of P first.  Another start is searched for only if nothing agrees
+    there.
+
     Parameters
     ----------
     pair : VolumePair
     mode : {"auto", "rigid", "affine", "none"}
-        "none" uses the headers only.
+        "none" uses the headers, or the initial affine, only.
+    initial : (4, 4) array or None
+        Fixed world to moving world, mm RAS: where to start.
     progress : callable or None
         Called with "align" and a fraction.  Its exceptions end the alignment and propagate.
 
@@ -211,26 +231,53 @@ def align(
     Raises
     ------
     InputError
-        If the mode is not valid or an image cannot be registered.
+        If the mode or the initial affine is not valid, or an image cannot be registered.
     NoOverlapError
         If the images do not overlap after the alignment.
     """
     check_choice(RegistrationSettings, "affine", mode)
-    begin = time.perf_counter()
     pair.moving.check_image("moving")
     pair.fixed.check_image("fixed")
+    if initial is None:
+        return _align(pair, mode, HEADERS, progress)
+    matrix = Transform(np.asarray(initial, dtype=np.float64)).affine
+    grid = pair.moving.grid
+    placed = replace(pair.moving, grid=Grid(grid.shape, np.linalg.inv(matrix) @ grid.affine))
+    Intensity.of(pair.moving).remember(placed)
+    found = _align(replace(pair, moving=placed, moving_labels=None), mode, INITIAL, progress)
+    return replace(found, matrix=matrix @ found.matrix, initial=matrix)
+
+
+def _align(
+    pair: VolumePair,
+    mode: str,
+    origin: str,
+    progress: Callable[[str, float], None] | None,
+) -> Alignment:
+    """Align a pair whose start, the headers or an initial transform, is in its grids."""
+    begin = time.perf_counter()
     images = CoarseImages.of(pair, COMPARED_VOXELS)
     before = images.agreement(np.eye(4))
     if mode == "none":
-        check_overlap(pair, np.eye(4), mode)
-        reason = "The headers were used as they are."
-        return Alignment(np.eye(4), mode, reason, before, before, time.perf_counter() - begin)
+        check_overlap(pair, np.eye(4), mode, origin)
+        kept = (
+            f"{origin} were used as they are"
+            if origin == HEADERS
+            else f"{origin} was kept as it is"
+        )
+        return Alignment(
+            np.eye(4), mode, f"The {kept}.", before, before, time.perf_counter() - begin
+        )
     coarse = CoarsePair.of(pair)
     report = _monotonic(progress)
     gain = STAGE_GAIN if mode == "auto" else 0.0
     kinds: tuple[_Kind, ...] = ("rigid",) if mode == "rigid" else ("rigid", "affine")
     parts = [partial(_part, report, number, len(kinds) + 2) for number in range(len(kinds) + 2)]
-    matrix, best, reasons = _start(pair, coarse, images, before, gain, parts[0])
+    if origin == HEADERS or before.score == 0:
+        matrix, best, reasons = _start(pair, coarse, images, before, gain, origin, parts[0])
+    else:
+        matrix, best = np.eye(4), before
+        reasons = [f"started from the {origin} (agreement {before.score:.3f})"]
     for kind, part in zip(kinds, parts[1:], strict=False):
         try:
             trial = _refine(coarse, matrix, kind, part)
@@ -255,12 +302,12 @@ def align(
             break
     if mode == "auto" and best.score <= before.score * (1 + TOTAL_GAIN):
         reasons.append(
-            "the headers were kept, as all stages together gained too little"
-            f" ({before.score:.3f} to {best.score:.3f})"
+            f"the {origin} {'were' if origin == HEADERS else 'was'} kept, as all stages together"
+            f" gained too little ({before.score:.3f} to {best.score:.3f})"
         )
         matrix, best = np.eye(4), before
     report(1.0)
-    check_overlap(pair, matrix, mode)
+    check_overlap(pair, matrix, mode, origin)
     if best.score > before.score and best.detail < before.detail - 0.02:
         reasons.append(
             f"mutual information rose ({before.information:.3f} to {best.information:.3f}) but the"
@@ -338,6 +385,7 @@ def _start(
     images: CoarseImages,
     before: Agreement,
     gain: float,
+    origin: str,
     report: FractionCallback,
 ) -> tuple[Matrix, Agreement, list[str]]:
     """Choose the matrix to start from; returns it, its agreement, and the reasons."""
@@ -356,8 +404,8 @@ def _start(
     scored = {name: images.agreement(matrix) for name, matrix in shifts.items()}
     name = max(scored, key=lambda n: scored[n].score)
     matrix, best = np.eye(4), before
-    numbers = f"agreement {before.score:.3f} by the headers, {scored[name].score:.3f} by {name}"
-    why = f"started from the headers ({numbers})"
+    numbers = f"agreement {before.score:.3f} by the {origin}, {scored[name].score:.3f} by {name}"
+    why = f"started from the {origin} ({numbers})"
     if scored[name].score > before.score * (1 + gain):
         matrix, best, why = shifts[name], scored[name], f"started from {name} ({numbers})"
     report(0.3)
@@ -439,6 +487,12 @@ def _refine(
         method.SetMetricAsMattesMutualInformation(BINS)
     method.SetMetricSamplingStrategy(method.RANDOM)
     voxels = coarse.fixed.values.size
+    if coarse.fixed_mask is not None:
+        inside_mask = coarse.fixed_mask.with_values(
+            (coarse.fixed_mask.values != 0).astype(np.uint8)
+        )
+        method.SetMetricFixedMask(_sitk_image(inside_mask, unit, centre))
+        voxels = max(1, int(inside_mask.values.sum()))
     method.SetMetricSamplingPercentagePerLevel(
         [min(1.0, SAMPLES * level**3 / voxels) for level in levels], SEED
     )

@@ -65,7 +65,7 @@ class CoarseImage:
     detail : (I, J, K) array
         (value - local mean) / local standard deviation, clipped to +-3.
     in_view : (I, J, K) bool array
-        Voxels inside the field of view of the original.
+        Voxels inside the field of view of the original, and in its mask.
     content : (I, J, K) bool array
         Those of them that differ from the background.
     """
@@ -77,8 +77,8 @@ class CoarseImage:
     content: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, volume: Volume, spacing: float) -> CoarseImage:
-        """Resample a volume to a spacing in mm."""
+    def of(cls, volume: Volume, spacing: float, mask: Volume | None = None) -> CoarseImage:
+        """Resample a volume, and where it is compared, to a spacing in mm."""
         corners = volume.grid.corners()
         low, high = corners.min(axis=0), corners.max(axis=0)
         shape = np.maximum(1, np.ceil((high - low) / spacing - 1e-6)).astype(int)
@@ -91,6 +91,8 @@ class CoarseImage:
         in_view = np.asarray(
             ((index >= -0.5) & (index <= np.array(volume.grid.shape) - 0.5)).all(axis=-1)
         )
+        if mask is not None:
+            in_view &= resample(mask, grid).values != 0
         empty = float(intensity.scale(np.array([intensity.background]))[0])
         content = in_view & (np.abs(values - empty) > 0.05)
         mean = gaussian_filter(values, DETAIL_SIGMA)
@@ -114,7 +116,9 @@ class CoarseImages:
         extent = max(float(np.ptp(volume.grid.corners(), axis=0).max()) for volume in volumes)
         spacing = max(extent / longest, *(min(volume.grid.spacing) for volume in volumes))
         with ThreadPoolExecutor(2) as both:
-            return cls(*both.map(CoarseImage.of, volumes, (spacing, spacing)))
+            return cls(
+                *both.map(CoarseImage.of, volumes, (spacing, spacing), (None, pair.fixed_mask))
+            )
 
     def agreement(self, matrix: Matrix) -> Agreement:
         """Compute the agreement under an affine, fixed world to moving world in mm RAS."""

@@ -21,6 +21,7 @@ from napari_shmoareg.geometry import (
     VolumePair,
     apply_affine,
 )
+from napari_shmoareg.geometry.field import compose
 from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.registration.intensity import Intensity, content_points
 from napari_shmoareg.registration.known_motion import KnownMotion
@@ -42,6 +43,10 @@ class Conformed:
         The network grid, in the fixed image's world.
     affine : (4, 4) array
         Fixed world to moving world, mm RAS, applied to `moving`.
+    start : Tensor (1, 3, D, H, W), voxels, or None
+        Initial displacement, applied to `moving` before the affine.
+    mask : Tensor (1, 1, D, H, W), 0 or 1, or None
+        Where the refinement compares the images.
     pair : VolumePair or None
         The original pair.
     moving_labels, fixed_labels : Tensor (1, 1, D, H, W), float32 whole numbers, or None
@@ -57,11 +62,14 @@ class Conformed:
     moving_labels: Tensor | None = None
     fixed_labels: Tensor | None = None
     motion: KnownMotion | None = None
+    start: Tensor | None = None
+    mask: Tensor | None = None
 
     def transform(self, displacement: Tensor) -> Transform:
         """Convert a displacement on the network grid to a transform in the world.
 
-        T(x) = A(x + d(x)): exact, as the network input at p is moving(A(p)).
+        T(x) = A(x + d(x)): exact, as the network input at p is moving(A(p)).  An initial
+        displacement is composed with it.
 
         Parameters
         ----------
@@ -83,6 +91,8 @@ class Conformed:
                 f"A displacement of shape {(1, 3, *self.grid.shape)} was expected, one vector per"
                 f" voxel of the network grid; got {tuple(displacement.shape)}."
             )
+        if self.start is not None:
+            displacement = compose(self.start, displacement.to(self.start))
         return Transform(self.affine, DisplacementField.from_voxels(displacement, self.grid))
 
 
@@ -91,6 +101,7 @@ def conform(
     *,
     size: int | str = 64,
     affine: NDArray[np.float64] | None = None,
+    start: DisplacementField | None = None,
     labels: bool = False,
 ) -> Conformed:
     """Resample a pair to a common network grid.
@@ -103,6 +114,8 @@ def conform(
         Voxels along the longest axis of the network grid (see `network_grid`).
     affine : (4, 4) array or None
         Fixed world to moving world, mm RAS; None uses the headers only.
+    start : DisplacementField or None
+        Initial displacement d of the images, not of labels: `moving` is sampled at A(x + d(x)).
     labels : bool
         Also resample the label maps of the pair (nearest neighbour).
 
@@ -119,19 +132,28 @@ def conform(
     pair.fixed.check_image("fixed")
     matrix = np.eye(4) if affine is None else np.array(affine, dtype=np.float64)
     grid = network_grid(pair, size=size, affine=matrix)
+    moving, bend = _scaled(pair.moving, grid, matrix), None
+    if start is not None:
+        bend = start.on(grid).to_voxels()
+        warped = Transform(matrix, start).total(grid).warp(pair.moving)
+        moving = _tensor(Intensity.of(pair.moving).scale(warped.values))
+    mask = pair.fixed_mask
+    counted = None if mask is None else _tensor(resample(mask, grid).values != 0)
     moving_labels = fixed_labels = None
     if labels and pair.moving_labels is not None:
         moving_labels = _tensor(resample(pair.moving_labels, grid, world_map=matrix).values)
     if labels and pair.fixed_labels is not None:
         fixed_labels = _tensor(resample(pair.fixed_labels, grid).values)
     return Conformed(
-        moving=_scaled(pair.moving, grid, matrix),
+        moving=moving,
         fixed=_scaled(pair.fixed, grid, np.eye(4)),
         grid=grid,
         affine=matrix,
         pair=pair,
         moving_labels=moving_labels,
         fixed_labels=fixed_labels,
+        start=bend,
+        mask=counted,
     )
 
 

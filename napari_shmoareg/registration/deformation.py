@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import (
     DisplacementField,
     Transform,
@@ -30,6 +31,7 @@ from napari_shmoareg.registration.refinement import (
     SMOOTHNESS,
     Refinement,
     refine,
+    weight_on,
 )
 from napari_shmoareg.registration.resources import too_large_for
 from napari_shmoareg.registration.similarity import LocalCorrelation
@@ -155,7 +157,8 @@ def refine_conformed(
     ----------
     conformed : Conformed
     images : Tensors (1, 1, D, H, W)
-        Moving, with matched contrast if so decided, and fixed.
+        Moving, with matched contrast if so decided, and fixed; compared within the mask of
+        `conformed`.
     backgrounds : two floats
         Background brightness of both.
     displacement : Tensor (1, 3, D, H, W), voxels, or None
@@ -171,6 +174,12 @@ def refine_conformed(
     choices : dict of str
         "similarity" and "refinement": the decision and its reason.
     """
+    weight = conformed.mask
+    if weight is not None and not bool(weight.any()):
+        raise InputError(
+            "The mask covers no voxel of the grid on which the images are refined.",
+            remedy="Enlarge the mask or {size:native}, or register without refinement, {refine:0}.",
+        )
     metric, brightness, why = choose_for_pair(
         settings.similarity, *images, displacement, backgrounds
     )
@@ -187,8 +196,12 @@ def refine_conformed(
         device=device,
         progress=progress,
         seconds=settings.refine_seconds,
+        weight=weight,
     )
-    return found.displacement, {"similarity": why, "refinement": found.reason}
+    reason = found.reason
+    if conformed.start is not None:
+        reason = reason.replace("the alignment", "the initial deformation")
+    return found.displacement, {"similarity": why, "refinement": reason}
 
 
 def refine_on_pair(
@@ -201,6 +214,7 @@ def refine_on_pair(
     device: torch.device,
     progress: ProgressCallback,
     seconds: float | None = None,
+    weight: Tensor | None = None,
 ) -> Refined:
     """Refine the displacement of the network, or start from the alignment if that is better.
 
@@ -214,6 +228,8 @@ def refine_on_pair(
         Result of the network; None without a network.
     seconds : float or None
         Time limit.
+    weight : Tensor (1, 1, D, H, W), 0 or 1, or None
+        Voxels whose similarity counts; None for all.
 
     Raises
     ------
@@ -222,18 +238,21 @@ def refine_on_pair(
     """
     until = math.inf if seconds is None else time.perf_counter() + seconds
     moving, fixed = moving.to(device), fixed.to(device)
+    weight = None if weight is None else weight.to(device)
     start_name, start, first = "the alignment", None, 0
     try:
         if displacement is not None and len(settings.levels) > 1:
             coarse = replace(settings, levels=settings.levels[:1])
             start_name, start, first = _better_start(
-                moving, fixed, displacement.to(device), coarse, diffeomorphic
+                moving, fixed, displacement.to(device), coarse, diffeomorphic, weight
             )
             settings = replace(settings, levels=settings.levels[1:])
         elif displacement is not None:
             start_name, start = "the network's displacement", displacement.to(device)
         reached, count = None, first
-        for step in refine(moving, fixed, start, settings, diffeomorphic=diffeomorphic):
+        for step in refine(
+            moving, fixed, start, settings, diffeomorphic=diffeomorphic, weight=weight
+        ):
             reached, count = step, first + step.step
             progress(step.done)
             if time.perf_counter() > until:
@@ -250,16 +269,23 @@ def refine_on_pair(
 
 
 def _better_start(
-    moving: Tensor, fixed: Tensor, network: Tensor, coarse: Refinement, diffeomorphic: bool
+    moving: Tensor,
+    fixed: Tensor,
+    network: Tensor,
+    coarse: Refinement,
+    diffeomorphic: bool,
+    weight: Tensor | None,
 ) -> tuple[str, Tensor, int]:
     """Optimise the first level from both starts; returns the better one with its step count."""
     found: list[tuple[float, str, Tensor, int]] = []
     for name, start in (("the network's displacement", network), ("the alignment alone", None)):
-        steps = list(refine(moving, fixed, start, coarse, diffeomorphic=diffeomorphic))
+        steps = list(
+            refine(moving, fixed, start, coarse, diffeomorphic=diffeomorphic, weight=weight)
+        )
         reached = torch.zeros_like(network) if start is None else start
         if steps:
             reached = steps[-1].displacement(fixed.shape[2:])
-        found.append((_loss(moving, fixed, reached, coarse), name, reached, len(steps)))
+        found.append((_loss(moving, fixed, reached, coarse, weight), name, reached, len(steps)))
     (loss, name, reached, count), (other, _, _, _) = sorted(found, key=lambda entry: entry[0])
     return (
         f"{name} ({coarse.similarity} loss {loss:.4f} against {other:.4f} of the other start, after"
@@ -271,12 +297,19 @@ def _better_start(
 
 @torch.no_grad()
 def _loss(
-    moving: Tensor, fixed: Tensor, displacement: Tensor | None, settings: Refinement
+    moving: Tensor,
+    fixed: Tensor,
+    displacement: Tensor | None,
+    settings: Refinement,
+    weight: Tensor | None,
 ) -> float:
     """Compute the loss of the refinement at half the resolution of its finest level."""
     shape = coarser(fixed.shape[2:], min(1.0, settings.finest / max(fixed.shape[2:])) / 2)
     warped = moving if displacement is None else field.warp(moving, displacement, padding="border")
-    metric = MEASURES[settings.similarity](to_shape(warped, shape), to_shape(fixed, shape))
+    counted = None if weight is None else weight_on(weight[0, 0], shape)[None, None]
+    metric = MEASURES[settings.similarity](
+        to_shape(warped, shape), to_shape(fixed, shape), weight=counted
+    )
     return float(metric(torch.zeros((1, 3, *shape), device=fixed.device)))
 
 

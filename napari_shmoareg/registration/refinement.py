@@ -25,9 +25,11 @@ from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import field
 from napari_shmoareg.registration.similarity import (
     FLAT,
+    LEAST_COUNT,
     LocalCorrelation,
     SelfSimilarity,
     self_similarity,
+    weighted_mean,
 )
 
 LOADED_LIBRARIES = Path("/proc/self/maps")  # of a Linux process
@@ -178,6 +180,7 @@ def refine(
     settings: Refinement | None = None,
     *,
     diffeomorphic: bool = False,
+    weight: Tensor | None = None,
 ) -> Iterator[RefinementStep]:
     """Refine the displacement of a pair, one step per `next`.
 
@@ -193,6 +196,8 @@ def refine(
     diffeomorphic : bool
         Keep the Jacobian determinant above 0 by smoothing the displacement where an update folds
         it.
+    weight : Tensor (1, 1, D, H, W), 0 or 1, or None
+        Voxels whose similarity counts; None for all.  The displacement is smooth everywhere.
 
     Yields
     ------
@@ -213,7 +218,9 @@ def refine(
     count, before = 0, 0.0
     for number, shape in enumerate(shapes):
         share = shape[0] / full[0] if full[0] > 1 else max(shape) / max(full)
-        level = _Level(moving, fixed, current, shape, settings, finest=number == len(shapes) - 1)
+        level = _Level(
+            moving, fixed, current, shape, settings, weight, finest=number == len(shapes) - 1
+        )
         for done, loss in level.run(diffeomorphic):
             count += 1
             yield RefinementStep(
@@ -237,39 +244,57 @@ class _LocalCorrelationForce:
     With local means m, variances v and covariance c of fixed F and warped W, the derivative at the
     centre voxel of c^2 / (v_F v_W) is 2 c / (v_F v_W) (F - m_F - c / v_W (W - m_W)) times the
     gradient of W; that of b / 2 (F - W)^2 is b (F - W) times the gradient.  The second term acts
-    where a neighbourhood is too flat to correlate."""
+    where a neighbourhood is too flat to correlate.  With a weight, voxels of weight 0 count neither
+    themselves nor in the neighbourhood of others."""
 
-    def __init__(self, moving: Tensor, fixed: Tensor, window: int, brightness: float) -> None:
+    def __init__(
+        self,
+        moving: Tensor,
+        fixed: Tensor,
+        window: int,
+        brightness: float,
+        weight: Tensor | None = None,
+    ) -> None:
         self.moving, self.fixed, self.window, self.brightness = moving, fixed, window, brightness
-        self.shape = _shape_of(fixed)
+        self.shape, self.weight = _shape_of(fixed), weight
         self.count = _box(torch.ones((1, *self.shape), device=fixed.device), window)
-        mean, square = _box(torch.stack([fixed, fixed * fixed]), window).div_(self.count)
+        if weight is not None:
+            self.count = _box(weight[None], window).clamp_min_(LEAST_COUNT)
+        mean, square = self._mean(torch.stack([fixed, fixed * fixed]))
         self.fixed_variance = square.sub_(mean * mean).clamp_min_(0)
         self.fixed_mean = mean
 
     def __call__(self, displacement: Tensor) -> tuple[float, Tensor]:
         warped = _pull(self.moving[None], displacement)[0]
-        sums = _box(torch.stack([warped, warped * warped, warped * self.fixed]), self.window)
-        mean, square, product = sums.div_(self.count)
+        mean, square, product = self._mean(
+            torch.stack([warped, warped * warped, warped * self.fixed])
+        )
         variance = square.sub_(mean * mean).clamp_min_(0)
         covariance = product.sub_(mean * self.fixed_mean)
         ratio = covariance / (variance * self.fixed_variance).add_(FLAT)
-        loss = 1 - float((ratio * covariance).mean())
+        loss = 1 - float(weighted_mean(ratio * covariance, self.weight))
         faint = FLAT**0.5 / 30  # in numerator and denominator, so that equal images give no force
         slope = covariance.add_(covariance.sign().mul_(faint)).div_(variance.add_(faint))
         residual = (self.fixed - self.fixed_mean).sub_(slope.mul_(mean.neg_().add_(warped)))
         factor = ratio.mul_(residual).mul_(2)
         if self.brightness:
             difference = self.fixed - warped
-            loss += self.brightness / 2 * float(difference.square().mean())
+            loss += self.brightness / 2 * float(weighted_mean(difference.square(), self.weight))
             factor.add_(difference, alpha=self.brightness)
+        if self.weight is not None:
+            factor.mul_(self.weight)
         return loss, _gradient(warped).mul_(factor)
+
+    def _mean(self, values: Tensor) -> Tensor:
+        """Average over the neighbourhoods of (C, D, H, W); `values` may be changed."""
+        counted = values if self.weight is None else values.mul_(self.weight)
+        return _box(counted, self.window).div_(self.count)
 
 
 class _SelfSimilarityForce:
     """Force of the mean squared difference of self-similarity contexts, at half the resolution."""
 
-    def __init__(self, moving: Tensor, fixed: Tensor) -> None:
+    def __init__(self, moving: Tensor, fixed: Tensor, weight: Tensor | None = None) -> None:
         self.shape = _scaled_shape(fixed.shape, 0.5)
         pool = [
             _area_matrix(a, b, fixed.device) for a, b in zip(self.shape, fixed.shape, strict=True)
@@ -277,6 +302,7 @@ class _SelfSimilarityForce:
         self.moving, self.fixed = (
             separable(pool, self_similarity(v[None, None])[0]) for v in (moving, fixed)
         )
+        self.weight = None if weight is None else weight_on(weight, self.shape)
 
     def __call__(self, displacement: Tensor) -> tuple[float, Tensor]:
         warped = _pull(self.moving, displacement)
@@ -284,7 +310,9 @@ class _SelfSimilarityForce:
         force = torch.zeros_like(displacement)
         for channel, image in zip(difference, warped, strict=True):
             force += channel * _gradient(image)
-        return float(difference.square().mean()), force
+        if self.weight is not None:
+            force.mul_(self.weight)
+        return float(weighted_mean(difference.square(), self.weight)), force
 
 
 class _Level:
@@ -297,21 +325,23 @@ class _Level:
         start: Tensor,
         shape: tuple[int, int, int],
         settings: Refinement,
+        weight: Tensor | None = None,
         *,
         finest: bool,
     ) -> None:
         self.settings = settings
         with torch.inference_mode():
             images = [_to_shape(image[0, 0].float(), shape) for image in (moving, fixed)]
+            counted = None if weight is None else weight_on(weight[0, 0].float(), shape)
             self.force: _Force
             match settings.similarity:
                 case "lncc":
                     window = WINDOWS[1] if finest else WINDOWS[0]
                     self.force = _LocalCorrelationForce(
-                        images[0], images[1], window, settings.brightness
+                        images[0], images[1], window, settings.brightness, counted
                     )
                 case "mind":
-                    self.force = _SelfSimilarityForce(images[0], images[1])
+                    self.force = _SelfSimilarityForce(images[0], images[1], counted)
                 case _:
                     assert_never(settings.similarity)
             self.field = rescale(start, self.force.shape)
@@ -394,6 +424,13 @@ def _to_shape(image: Tensor, shape: tuple[int, int, int]) -> Tensor:
         [_area_matrix(a, b, image.device) for a, b in zip(shape, image.shape, strict=True)],
         image[None],
     )[0]
+
+
+def weight_on(weight: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Reduce a weight (D, H, W): voxels whose whole volume counts, or any part of it if none."""
+    share = _to_shape(weight, shape)
+    whole = share > 0.999
+    return (whole if bool(whole.any()) else share > 0).float()
 
 
 def _pull(values: Tensor, displacement: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import DisplacementField, Grid, Transform, Volume, VolumePair
 from napari_shmoareg.model import RoutingTrace, SHMoAReg
 from napari_shmoareg.registration.affine import Alignment, align
@@ -35,7 +36,7 @@ from napari_shmoareg.registration.resources import (
 from napari_shmoareg.registration.similarity import Similarity, compare_images
 from napari_shmoareg.settings import RegistrationSettings
 
-STAGES = ("before", "affine", "network", "refined")
+STAGES = ("before", "affine", "initial", "network", "refined")
 MUCH_FOLDING = 1.0  # percent of voxels
 MARGIN = 0.01  # fraction of the unexplained rest by which a later stage must be better
 AGREED = 0.8  # score above which images agree up to noise and interpolation
@@ -120,6 +121,7 @@ def find_warnings(
         outcome = {
             "before": "The images were left as in their headers",
             "affine": "Only the alignment was kept",
+            "initial": "Only the initial deformation was kept",
             "network": "The refinement was not kept",
         }[kept]
         why = (
@@ -204,13 +206,14 @@ class Registration:
     alignment : Alignment
         The affine and its reason.
     similarity : dict of Similarity or None
-        "before" (headers only), "affine", "after" (the kept stage); "network" and "refined" if they
-        ran (not from a folder).  None if the images do not overlap.
-    kept : {"before", "affine", "network", "refined"}
+        "before" (headers only), "affine", "after" (the kept stage); "initial" with an initial
+        deformation, "network" and "refined" if they ran (not from a folder).  None if the images do
+        not overlap.
+    kept : {"before", "affine", "initial", "network", "refined"}
         Stage of the transform: the one at which the images agree best (see `choose_stage`).
     choices : dict of str
         Automatic decisions and their reasons: "affine", "contrast", "kept" and, with refinement,
-        "similarity" and "refinement".
+        "similarity" and "refinement"; with a mask, "mask".
     seconds : dict of float
         Per phase.
     settings : dict
@@ -276,6 +279,7 @@ def register(
     network: SHMoAReg | None,
     settings: RegistrationSettings | None = None,
     *,
+    initial: Transform | ArrayLike | None = None,
     progress: ProgressCallback | None = None,
     **options: Any,
 ) -> Registration:
@@ -284,12 +288,18 @@ def register(
     Parameters
     ----------
     pair : VolumePair
-        Any orientation, spacing, dtype, size and field of view.
+        Any orientation, spacing, dtype, size and field of view.  With a mask of the fixed image,
+        alignment, refinement and similarity count only voxels in it; the network sees all.
     network : SHMoAReg or None
         Is moved to the device and stays there.  None: only alignment and, with `refine`,
         refinement.
     settings : RegistrationSettings, optional
         Default: all defaults.
+    initial : Transform, (4, 4) array or None
+        Initial transform, fixed world to moving world, mm RAS, as in ITK: where to start instead of
+        the headers.  The alignment optimises it, and keeps it as it is with ``affine="none"`` or if
+        it has a displacement field; network and refinement start from both.  It is part of the
+        resulting transform, and the headers alone are then never the result.
     progress : callable or None
         Called with a phase ("align", "conform", "network", "refine", "measure", "warp") and a
         fraction of it; its exceptions end the registration and propagate.
@@ -303,7 +313,7 @@ def register(
     Raises
     ------
     InputError
-        If an image or an option is not valid.
+        If an image, an option or the initial transform is not valid.
     NoOverlapError
         If the images do not overlap after the alignment.
     TooLargeError
@@ -316,9 +326,10 @@ def register(
     seconds: dict[str, float] = {}
     phase = partial(_phase, seconds, progress)
     with phase("align"):
-        alignment = align(pair, settings.affine, progress=progress)
+        matrix, bend, mode = _initial(initial, settings.affine)
+        alignment = align(pair, mode, initial=matrix, progress=progress)
     with phase("conform"):
-        conformed = conform(pair, size=settings.size or SIZE, affine=alignment.matrix)
+        conformed = conform(pair, size=settings.size or SIZE, affine=alignment.matrix, start=bend)
         check_network_memory(
             config, conformed.grid, moving=pair.moving.grid, fixed=pair.fixed.grid, device=device
         )
@@ -328,6 +339,12 @@ def register(
         )
         choices = {"affine": alignment.reason, "contrast": matched.reason}
         images = matched.moving, conformed.fixed
+        if pair.fixed_mask is not None:
+            share = 100 * float((pair.fixed_mask.values != 0).mean())
+            choices["mask"] = (
+                f"the images are compared within '{pair.fixed_mask.name}' only, {share:.1f} % of"
+                " the fixed image: alignment, refinement and similarity"
+            )
     routing, passes = RoutingTrace(()), list[float]()
     fields: dict[str, Tensor] = {}
     if network is not None:
@@ -345,8 +362,12 @@ def register(
             choices |= decisions
     with phase("measure"):
         stages = {"before": Transform(np.eye(4)), "affine": Transform(alignment.matrix)}
+        if bend is not None:
+            fields = {"initial": torch.zeros((1, 3, *conformed.grid.shape)), **fields}
         stages |= {name: conformed.transform(u) for name, u in fields.items()}
-        similarity, kept, choices["kept"] = _compare(pair, stages, settings.keep)
+        similarity, kept, choices["kept"] = _compare(
+            pair, stages, settings.keep, placed=initial is not None
+        )
     transform = _on_grid(stages[kept], conformed)
     with phase("warp"):
         warped = warp_pair(pair, transform, settings.fill)
@@ -365,8 +386,27 @@ def register(
         kept=kept,
         choices=choices,
         seconds=seconds,
-        settings=_settings(settings, device, network, passes),
+        settings=_settings(settings, device, network, passes)
+        | ({} if bend is None else {"initial_deformation": True}),
     )
+
+
+def _initial(
+    initial: Transform | ArrayLike | None, mode: str
+) -> tuple[NDArray[np.float64] | None, DisplacementField | None, str]:
+    """Return the affine and the field of an initial transform, and the mode of the alignment."""
+    if initial is None:
+        return None, None, mode
+    start = initial if isinstance(initial, Transform) else Transform(np.asarray(initial))
+    if start.field is None:
+        return start.affine, None, mode
+    if mode not in ("auto", "none"):
+        raise InputError(
+            f"must be 'auto' or 'none' with an initial deformation, which belongs to its affine;"
+            f" got {mode!r}.",
+            setting="affine",
+        )
+    return start.affine, start.field, "none"
 
 
 def _resolved(settings: RegistrationSettings, network: SHMoAReg | None) -> RegistrationSettings:
@@ -399,14 +439,18 @@ def _settings(
 
 
 def _compare(
-    pair: VolumePair, stages: dict[str, Transform], keep: str
+    pair: VolumePair, stages: dict[str, Transform], keep: str, *, placed: bool
 ) -> tuple[dict[str, Similarity | None], str, str]:
-    """Return the similarity at every stage and "after", the stage to keep, and the reason."""
+    """Return the similarity at every stage and "after", the stage to keep, and the reason.
+
+    `placed`: by an initial transform, so that the headers alone are not an option.
+    """
     found = {"before": compare_images(pair, stages["before"])}
     for name, stage in stages.items():
         is_identity = stage.field is None and np.array_equal(stage.affine, np.eye(4))
         found[name] = found["before"] if is_identity else compare_images(pair, stage)
-    kept, why = choose_stage(found, keep)
+    options = {name: value for name, value in found.items() if not (placed and name == "before")}
+    kept, why = choose_stage(options, keep)
     return found | {"after": found[kept]}, kept, why
 
 

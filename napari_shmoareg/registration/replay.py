@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Grid, VolumePair, field
 from napari_shmoareg.model import NetworkOutput, RoutingTrace, SHMoAReg
 from napari_shmoareg.model.network import Encoded
@@ -93,6 +94,11 @@ class Replay:
             If the memory is not sufficient.
         """
         config, values = network.config, dict(settings or {})
+        if values.get("initial_deformation"):
+            raise InputError(
+                "This registration started from an initial deformation, which cannot be replayed;"
+                " one that started from the headers or an affine was expected."
+            )
         device = next(network.parameters()).device
         check_images_memory(pair.moving.grid, pair.fixed.grid)
         conformed = conform(pair, size=values.get("size") or config.size, affine=affine)

@@ -63,6 +63,7 @@ def _pooled(values: Tensor, window: int) -> Tensor:
     return values
 
 
+LEAST_COUNT = 1e-6  # divisor where no voxel of a neighbourhood counts
 FLAT = 1e-5  # product of two variances below which a neighbourhood has no contrast
 
 
@@ -77,11 +78,17 @@ class LocalCorrelation:
     warped, fixed : Tensor (1, 1, D, H, W)
     window : int
         Edge of the neighbourhood in voxels, odd.
+    weight : Tensor (1, 1, D, H, W), 0 or 1, or None
+        Voxels that count, also within a neighbourhood; None for all.
     """
 
-    def __init__(self, warped: Tensor, fixed: Tensor, window: int = 7) -> None:
-        self.warped, self.fixed, self.window = warped, fixed, window
-        self.count = box_filter(torch.ones_like(fixed), window)
+    def __init__(
+        self, warped: Tensor, fixed: Tensor, window: int = 7, weight: Tensor | None = None
+    ) -> None:
+        self.warped, self.fixed, self.window, self.weight = warped, fixed, window, weight
+        self.count = box_filter(torch.ones_like(fixed) if weight is None else weight, window)
+        if weight is not None:
+            self.count = self.count.clamp_min(LEAST_COUNT)
         self.mean = self._mean(fixed)
         self.variance = (self._mean(fixed * fixed) - self.mean**2).clamp_min(0)
 
@@ -93,7 +100,7 @@ class LocalCorrelation:
         ).split(1, 1)
         cross = product - mean * self.mean
         spread = (square - mean * mean).clamp_min(0) * self.variance
-        return 1 - (cross * cross / (spread + FLAT)).mean()
+        return 1 - weighted_mean(cross * cross / (spread + FLAT), self.weight)
 
     def visible(self) -> float:
         """Return the fraction of neighbourhoods with any contrast that do not count as flat."""
@@ -101,7 +108,16 @@ class LocalCorrelation:
         return float((self.variance[some] > FLAT**0.5).float().mean()) if bool(some.any()) else 0.0
 
     def _mean(self, values: Tensor) -> Tensor:
-        return box_filter(values, self.window) / self.count
+        counted = values if self.weight is None else values * self.weight
+        return box_filter(counted, self.window) / self.count
+
+
+def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Average over all voxels, or over those of a weight of 0 or 1 (of one channel)."""
+    if weight is None:
+        return values.mean()
+    shared = weight.expand_as(values)
+    return (values * shared).sum() / shared.sum()
 
 
 class SelfSimilarity:
@@ -116,9 +132,18 @@ class SelfSimilarity:
     warped, fixed : Tensor (1, 1, D, H, W)
     radius, dilation : int
         Radius of a patch, and distance of its centre from the voxel.
+    weight : Tensor (1, 1, D, H, W), 0 or 1, or None
+        Voxels whose contexts count (a context reaches 3 voxels further); None for all.
     """
 
-    def __init__(self, warped: Tensor, fixed: Tensor, radius: int = 1, dilation: int = 2) -> None:
+    def __init__(
+        self,
+        warped: Tensor,
+        fixed: Tensor,
+        radius: int = 1,
+        dilation: int = 2,
+        weight: Tensor | None = None,
+    ) -> None:
         # to even sizes, for pooling by 2
         self.pad = [p for n in reversed(fixed.shape[2:]) for p in (0, n % 2)]
         with torch.no_grad():
@@ -128,11 +153,15 @@ class SelfSimilarity:
                 )
                 for image in (warped, fixed)
             )
+        self.weight = weight
+        if weight is not None:
+            self.weight = F.max_pool3d(F.pad(weight, self.pad), 2)
 
     def __call__(self, correction: Tensor) -> Tensor:
         """Return the loss of a correction (1, 3, D, H, W) in voxels of the images' grid."""
         small = F.avg_pool3d(F.pad(correction, self.pad, mode="replicate"), 2) / 2
-        return (field.warp(self.warped, small, padding="border") - self.fixed).square().mean()
+        difference = field.warp(self.warped, small, padding="border") - self.fixed
+        return weighted_mean(difference.square(), self.weight)
 
 
 def self_similarity(image: Tensor, radius: int = 1, dilation: int = 2) -> Tensor:
@@ -185,7 +214,8 @@ class Similarity(NamedTuple):
     nmi : float
         Normalised mutual information (see `nmi`), contrast-independent; NaN if both are constant.
     overlap : float
-        Fraction of the fixed field of view covered by the moving image; only it is compared.
+        Fraction of the fixed field of view, or of the mask, covered by the moving image; only it is
+        compared.
     information : float
         As `nmi`, of both images smoothed by one compared voxel, so that interpolation blur has
         no effect.
@@ -215,7 +245,7 @@ class Similarity(NamedTuple):
 
 
 def compare_images(pair: VolumePair, transform: Transform) -> Similarity | None:
-    """Compare fixed(x) with moving(T(x)) inside the moving image's field of view.
+    """Compare fixed(x) with moving(T(x)) inside the moving image's field of view and the mask.
 
     Ours: on every second (third ...) voxel if the fixed image has more than a million voxels.
 
@@ -238,13 +268,17 @@ def compare_images(pair: VolumePair, transform: Transform) -> Similarity | None:
         grid.to_world(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1))
     )
     in_view = inside(pair.moving.grid, points)
+    counted = np.ones(grid.shape, dtype=bool)
+    if pair.fixed_mask is not None:
+        counted = pair.fixed_mask.values[::step, ::step, ::step] != 0
+        in_view &= counted
     if not in_view.any():
         return None
     scales = Intensity.of(pair.moving), Intensity.of(pair.fixed)
     warped = scales[0].scale(pull(pair.moving, grid, points).values)
     fixed = scales[1].scale(values)
     contents = [
-        np.abs(image - scale.scale(np.array([scale.background]))[0]) > 0.05
+        counted & (np.abs(image - scale.scale(np.array([scale.background]))[0]) > 0.05)
         for image, scale in zip((warped, fixed), scales, strict=True)
     ]
     a, b = warped[in_view].astype(np.float64), fixed[in_view].astype(np.float64)
@@ -255,7 +289,7 @@ def compare_images(pair: VolumePair, transform: Transform) -> Similarity | None:
         ncc=ncc,
         mse=float(((a - b) ** 2).mean()),
         nmi=nmi(a, b),
-        overlap=float(in_view.mean()),
+        overlap=float(in_view.mean() if pair.fixed_mask is None else in_view[counted].mean()),
         information=nmi(smooth[0][in_view], smooth[1][in_view]),
         local=_local_correlation(*smooth, in_view, in_view & (contents[0] | contents[1])),
         coverage=_coverage(pair, grid, in_view, contents[0], contents[1], scales[0]),

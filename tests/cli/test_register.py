@@ -7,6 +7,11 @@ import json
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
+
+from napari_shmoareg.geometry import Volume
+from napari_shmoareg.geometry.resample import resample
+from napari_shmoareg.io.landmarks import write_landmark_pairs
 
 QUICK = "--no-figures --affine none "
 
@@ -30,7 +35,7 @@ def test_names_of_labels_are_read_from_a_file_and_reported(files, shmoareg, plai
     out, table = files.folder / "out", files.folder / "organs.ctbl"
     labels = ("--moving-labels", files.moving_labels, "--fixed-labels", files.fixed_labels)
     words = ("register", files.moving, files.fixed, *labels, "--network", "none", "--size", 24)
-    words += ("--out", out, *QUICK, "--label-names")
+    words += ("--out", out, *QUICK.split(), "--label-names")
     plain(shmoareg(*words, table)).search(r"organs\.ctbl")
     assert not out.exists()
     table.write_text("1 skin 0 0 0 0\n2 liver 0 0 0 0\n", encoding="utf-8")
@@ -162,3 +167,80 @@ def test_a_diffeomorphic_registration_folds_hardly_where_the_plain_one_does(
     assert smooth["folding_percent"] < plain["folding_percent"] / 50
     assert any("folds" in warning for warning in plain["warnings"])
     assert not any("folds" in warning for warning in smooth["warnings"])
+
+
+def test_an_initial_transform_and_landmarks_are_two_starts(files, pair, shmoareg, plain):
+    affine = sitk.AffineTransform(3)
+    affine.SetTranslation((-2.0, 3.0, 1.0))  # LPS: 2, -3, 1 mm RAS
+    sitk.WriteTransform(affine, str(files.folder / "start.txt"))
+    points = pair.fixed.grid.centre + 10 * np.array([[0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 1]])
+    write_landmark_pairs(
+        files.folder / "pairs.csv", fixed=points, moving=points + np.array([2.0, -3.0, 1.0])
+    )
+    words = (
+        "register",
+        files.moving,
+        files.fixed,
+        "--network",
+        "none",
+        "--size",
+        24,
+        *QUICK.split(),
+    )
+    found = {}
+    for start in (
+        ("--initial", files.folder / "start.txt"),
+        ("--landmarks", files.folder / "pairs.csv"),
+    ):
+        out = files.folder / start[0].strip("-")
+        result = shmoareg(*words, *start, "--out", out)
+        assert result.exit_code == 0, result.stderr
+        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        assert report["kept"] == "affine"
+        matrix = np.array(report["affine"]["matrix"])
+        np.testing.assert_allclose(matrix[:3, 3], (2, -3, 1), atol=1e-4)
+        np.testing.assert_allclose(matrix, report["affine"]["initial"])
+        found[start[0]] = report["choices"]["initial"]
+        assert f"initial: {found[start[0]]}" in result.stdout
+    assert found["--initial"] == "the transform start.txt"
+    assert found["--landmarks"] == "rigid fit of 4 landmark pairs, to 0.00 mm on average"
+    both = shmoareg(*words, *start, "--initial", files.folder / "start.txt", "--out", out / "x")
+    plain(both).search("--initial and --landmarks are two starts")
+    few = shmoareg(*words, *start, "--landmark-fit", "thin-plate", "--out", out / "x")
+    plain(few).search("thin-plate start needs at least 5 landmark pairs; got 4")
+    assert not (out / "x").exists()
+
+
+def test_a_mask_limits_what_is_compared_and_travels_with_the_folder(files, pair, shmoareg, plain):
+    from napari_shmoareg.io.registration_folder import read_registration
+
+    words = (
+        "register",
+        files.moving,
+        files.fixed,
+        "--network",
+        "none",
+        "--size",
+        24,
+        *QUICK.split(),
+    )
+    values = np.zeros(pair.fixed.grid.shape, np.uint8)
+    values[:18] = 1
+    mask = Volume(values, pair.fixed.grid, "mask", is_labels=True)
+    coarse = resample(mask, pair.fixed.grid.coarsen(2))
+    out = files.folder / "out"
+    written = files.write(coarse, "coarse.nii.gz")
+    result = shmoareg(*words, "--refine", 5, "--fixed-mask", written, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert "coarse.nii.gz' is on another grid than the fixed image" in result.stderr
+    assert "correlation of intensities in the mask" in result.stdout
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["similarity_within"] == "mask"
+    assert report["pair"]["fixed_mask"]["shape"] == list(pair.fixed.grid.shape)
+    found = read_registration(out)
+    assert found.pair.fixed_mask.is_labels and found.pair.fixed_mask.name == "coarse"
+    assert (found.pair.fixed_mask.values != 0).mean() == pytest.approx(values.mean(), abs=0.03)
+    empty = files.write(mask.with_values(values * 0), "empty.nii.gz")
+    plain(shmoareg(*words, "--fixed-mask", empty, "--out", out / "x")).search(
+        "The mask 'empty' is empty"
+    )

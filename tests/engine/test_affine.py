@@ -1,5 +1,7 @@
 """Alignment: what is apart comes together, what is together stays."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -248,4 +250,63 @@ def test_a_few_voxels_are_no_reason_for_the_words_of_another_library(shape):
         "0x" not in found.reason
         and "itk" not in found.reason.lower()
         and "refusing" not in found.reason.lower()
+    )
+
+
+def far_apart(stretch=(1.0, 1.0, 1.0)):
+    """The body of the fixed image, filed a metre away; and where to start: 6 mm beside it."""
+    away = np.diag([*stretch, 1.0])
+    away[:3, 3] = (400, -300, 900)
+    pair = VolumePair(moving_image(away @ PLANTED, header(away[:3, 3])), fixed_image())
+    beside = away.copy()
+    beside[:3, 3] += (6, 0, 0)
+    return pair, beside, away @ PLANTED
+
+
+def test_an_initial_affine_is_where_the_alignment_starts_and_none_keeps_it():
+    pair, initial, truth = far_apart()
+    kept = align(pair, "none", initial=initial)
+    np.testing.assert_array_equal(kept.matrix, initial)
+    assert "initial transform was kept as it is" in kept.reason
+    found = align(pair, initial=initial)
+    assert error(initial, truth) > 8 and error(found.matrix, truth) < 0.6
+    assert found.reason.startswith("Started from the initial transform (agreement")
+    np.testing.assert_array_equal(found.initial, initial)
+    assert found.before == kept.before and found.before.score > 0.1
+
+
+def test_a_rigid_alignment_turns_what_the_initial_affine_placed_with_its_stretch():
+    pair, initial, _ = far_apart((1.02, 0.98, 1.05))
+    found = np.linalg.inv(initial) @ align(pair, "rigid", initial=initial).matrix
+    np.testing.assert_allclose(found[:3, :3].T @ found[:3, :3], np.eye(3), atol=1e-6)
+    assert not np.allclose(found, np.eye(4))
+
+
+def test_an_initial_affine_of_the_other_direction_or_a_singular_one_is_refused_in_words():
+    pair, initial, truth = far_apart()
+    with pytest.raises(NoOverlapError, match="has to map points of the fixed image to the moving"):
+        align(pair, "none", initial=np.linalg.inv(initial))
+    found = align(pair, initial=np.linalg.inv(initial))
+    assert "by the initial transform" in found.reason and error(found.matrix, truth) < 0.6
+    with pytest.raises(InputError, match="singular"):
+        align(pair, initial=np.diag([1.0, 1.0, 0.0, 1.0]))
+
+
+def test_a_mask_keeps_what_lies_outside_of_it_from_the_alignment():
+    """A bright table below the fixed body, which the moving image shows elsewhere."""
+    fixed, moving = fixed_image(), moving_image(PLANTED, header())
+    points = voxels(fixed.grid)
+    table = points[..., 1] < -34
+    seen = voxels(moving.grid)
+    body = np.linalg.norm(points / np.array([1.0, 0.85, 0.7]), axis=-1) < 44
+    values = np.where(table, 400, fixed.values).astype(np.float32)
+    other = np.where(seen[..., 1] > 24, 400, moving.values).astype(np.float32)
+    pair = VolumePair(moving.with_values(other), fixed.with_values(values))
+    mask = Volume((body & ~table).astype(np.uint8), fixed.grid, "body", is_labels=True)
+    free = align(pair)
+    masked = align(replace(pair, fixed_mask=mask))
+    assert error(masked.matrix, PLANTED) < 1.5 < error(free.matrix, PLANTED)
+    whole = Volume(np.ones(fixed.grid.shape, np.uint8), fixed.grid, "all", is_labels=True)
+    np.testing.assert_allclose(
+        align(replace(pair, fixed_mask=whole)).matrix, free.matrix, atol=1e-6
     )

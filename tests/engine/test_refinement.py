@@ -342,3 +342,75 @@ def test_the_finest_level_is_bounded_and_the_result_stands_on_the_full_grid(plan
     steps = list(refine(moving, fixed, None, Refinement(steps=20, finest=24)))
     assert max(max(step.field.shape[1:]) for step in steps) == 24
     assert error(steps[-1].displacement(SHAPE), truth) < 0.6 * error(0 * truth, truth)
+
+
+@pytest.fixture(scope="module")
+def half() -> Tensor:
+    """A mask of the half of the image with the low first axis."""
+    mask = torch.zeros(1, 1, *SHAPE)
+    mask[:, :, : SHAPE[0] // 2] = 1
+    return mask
+
+
+@pytest.mark.parametrize("similarity", ["lncc", "mind"])
+def test_a_weight_of_one_everywhere_changes_nothing(planted, similarity):
+    moving, fixed, _ = planted
+    settings = Refinement(steps=8, similarity=similarity, brightness=3.0)
+    free = list(refine(moving, fixed, None, settings))[-1]
+    ones = list(refine(moving, fixed, None, settings, weight=torch.ones_like(fixed)))[-1]
+    assert ones.step == free.step
+    torch.testing.assert_close(ones.field, free.field, rtol=0, atol=1e-4)
+    assert ones.similarity == pytest.approx(free.similarity, abs=1e-6)
+
+
+@pytest.mark.parametrize(("similarity", "reach"), [("lncc", 0), ("mind", 4)])
+def test_what_lies_outside_a_mask_has_no_say_and_what_lies_inside_is_found(
+    planted, half, similarity, reach
+):
+    """Contexts of mind reach three voxels beyond their own, and are compared in twos."""
+    moving, fixed, truth = planted
+    settings = Refinement(steps=25, similarity=similarity)
+    other = fixed.clone()
+    beyond = SHAPE[0] // 2 + reach
+    other[:, :, beyond:] = (3 * smooth(7, 1, 12)).sigmoid()[:, :, beyond:]
+    found = [
+        list(refine(moving, image, None, settings, weight=half))[-1].displacement(SHAPE)
+        for image in (fixed, other)
+    ]
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-6 if reach == 0 else 0.15)
+    inside = (slice(None), slice(None), slice(4, SHAPE[0] // 2 - 4), *[slice(4, -4)] * 2)
+    left = (found[0] - truth)[inside].norm(dim=1).mean() / truth[inside].norm(dim=1).mean()
+    assert left < 0.35
+    far = found[0][:, :, SHAPE[0] // 2 + 9 :].norm(dim=1)
+    assert float(far.mean()) < 0.5 * float(found[0][inside].norm(dim=1).mean())
+
+
+def test_the_better_start_is_judged_within_the_mask(planted, half):
+    """Of a network that moves one half rightly and the other half the wrong way."""
+    moving, fixed, truth = planted
+    along = torch.arange(SHAPE[0])[:, None, None]
+    halfway = truth * torch.tanh((SHAPE[0] / 2 - along) / 2)
+    for weight, says in ((half, "network's displacement ("), (1 - half, "alignment alone (")):
+        found = refine_on_pair(
+            moving,
+            fixed,
+            halfway,
+            Refinement(steps=1, step=0.01, elastic=0.0),  # hardly changes a start
+            diffeomorphic=False,
+            device=torch.device("cpu"),
+            progress=lambda _: None,
+            weight=weight,
+        )
+        assert says in found.reason, found.reason
+
+
+def test_the_metrics_of_a_mask_are_those_of_its_voxels_alone(planted, half):
+    moving, fixed, _ = planted
+    still, cut = torch.zeros(1, 3, *SHAPE), SHAPE[0] // 2
+    small = torch.zeros(1, 3, cut, *SHAPE[1:])
+    for metric in (LocalCorrelation, SelfSimilarity):
+        whole = metric(moving, fixed, weight=torch.ones_like(fixed))(still)
+        assert float(whole) == pytest.approx(float(metric(moving, fixed)(still)), abs=1e-6)
+    masked = LocalCorrelation(moving, fixed, weight=half)(still)
+    alone = LocalCorrelation(moving[:, :, :cut], fixed[:, :, :cut])(small)
+    assert float(masked) == pytest.approx(float(alone), abs=1e-5)

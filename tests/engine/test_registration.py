@@ -1,6 +1,7 @@
 """register(): the result stands on the fixed image's own grid, in millimetres."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +9,24 @@ import torch
 from torch import nn
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.geometry import Grid, Transform, Volume, VolumePair, warp_volume
+from napari_shmoareg.experts.load import ExpertLoad
+from napari_shmoareg.geometry import (
+    DisplacementField,
+    Grid,
+    Transform,
+    Volume,
+    VolumePair,
+    inside,
+    warp_volume,
+)
 from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.io import load_network
+from napari_shmoareg.io.report import build_report
+from napari_shmoareg.metrics.measure import measure
 from napari_shmoareg.model import NetworkOutput, RoutingTrace, SHMoAReg, SHMoARegConfig
+from napari_shmoareg.registration.intensity import Intensity
 from napari_shmoareg.registration.register import Registration, register
+from napari_shmoareg.registration.replay import Replay
 
 PHASES = ["align", "conform", "network", "measure", "warp"]
 
@@ -284,3 +298,188 @@ def test_weights_that_were_never_trained_are_told(pair, tiny_network):
         for warning in register(pair, tiny_network, affine="none", size=20).warnings
     )
     assert not load_network("small").untrained
+
+
+def placement():
+    """Where a moving image was dragged and turned to: its world now from that of its file."""
+    c, s = np.cos(0.5), np.sin(0.5)
+    return np.array([[c, -s, 0, 31.0], [s, c, 0, -12.0], [0, 0, 1, 60.0], [0, 0, 0, 1]])
+
+
+def filed_elsewhere(pair, where):
+    """The pair, with the moving image filed so that `where` brings it back to where it was."""
+    there = np.linalg.inv(where)
+    moved = {
+        role: replace(volume, grid=Grid(volume.grid.shape, there @ volume.grid.affine))
+        for role, volume in (("moving", pair.moving), ("moving_labels", pair.moving_labels))
+    }
+    return replace(pair, **moved)
+
+
+@pytest.mark.parametrize("affine", ["none", "rigid"])
+def test_an_initial_affine_gives_the_registration_of_the_placed_image_in_the_files_own_world(
+    pair, affine
+):
+    where = placement()
+    away = filed_elsewhere(pair, where)
+    options = {"affine": affine, "size": 24, "refine": 10, "keep": "last"}
+    initial = np.linalg.inv(where)  # fixed to moving: the placed world is the fixed one
+    found = register(away, None, initial=initial, **options)
+    assert found.pair is away and found.kept == "refined"
+    assert found.similarity["before"].coverage == 0  # by the headers they are apart
+    np.testing.assert_array_equal(found.alignment.initial, initial)
+    np.testing.assert_array_equal(found.transform.affine, found.alignment.matrix)
+    points = pair.fixed.grid.to_world([[5, 5, 5], [20, 9, 4], [30, 20, 15]])
+    if affine == "none":
+        placed = register(pair, None, **options)
+        expected = np.einsum("ij,nj->ni", initial[:3, :3], placed.transform.map_points(points))
+        np.testing.assert_allclose(
+            found.transform.map_points(points), expected + initial[:3, 3], atol=1e-3
+        )
+        np.testing.assert_allclose(found.warped.values, placed.warped.values, atol=0.5)  # of 220
+        assert (found.warped_labels.values == placed.warped_labels.values).mean() > 0.999
+    back = found.transform.inverse_points(found.transform.map_points(points))
+    np.testing.assert_allclose(back, points, atol=0.05)
+
+
+def test_the_placement_is_the_result_even_where_the_headers_agree_better(pair):
+    same = VolumePair(pair.fixed, pair.fixed)
+    shift = np.eye(4)
+    shift[:3, 3] = (6, 0, 0)
+    assert register(same, None, affine="none", size=24).kept == "before"
+    found = register(same, None, affine="none", size=24, initial=shift)
+    assert found.kept == "affine"
+    np.testing.assert_allclose(found.displacement.vectors[10, 10, 10], (6, 0, 0), atol=1e-5)
+
+
+def test_an_initial_transform_is_read_as_itk_applies_it(pair, tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    from napari_shmoareg.io import read_image, read_transform, write_image, write_registration
+
+    away = filed_elsewhere(pair, placement())
+    itk = sitk.Euler3DTransform()  # LPS: fixed to moving, about a centre
+    itk.SetCenter((3.0, 4.0, -5.0))
+    itk.SetRotation(0.02, -0.03, -0.45)
+    itk.SetTranslation((20.0, 31.0, -58.0))
+    for name in ("moving", "fixed"):
+        write_image(getattr(away, name), tmp_path / f"{name}.nii")
+    for ending in ("txt", "mat"):
+        sitk.WriteTransform(itk, str(tmp_path / f"start.{ending}"))
+        found = register(
+            away,
+            None,
+            affine="none",
+            size=24,
+            initial=read_transform(tmp_path / f"start.{ending}"),
+        )
+        images = [sitk.ReadImage(str(tmp_path / f"{name}.nii")) for name in ("fixed", "moving")]
+        theirs = sitk.Resample(
+            sitk.Cast(images[1], sitk.sitkFloat32), images[0], itk, sitk.sitkLinear, -999.0
+        )
+        sitk.WriteImage(theirs, str(tmp_path / "theirs.nii"))
+        theirs = read_image(tmp_path / "theirs.nii").values
+        shown = theirs != -999
+        assert 0.3 < shown.mean() < 1
+        np.testing.assert_allclose(found.warped.values[shown], theirs[shown], atol=0.05)
+    write_registration(found, tmp_path / "out", weights="none", figures=False)
+    written = sitk.ReadTransform(str(tmp_path / "out" / "transform.h5"))
+    centre = tuple(found.pair.fixed.grid.centre * (-1, -1, 1))
+    np.testing.assert_allclose(
+        written.TransformPoint(centre), itk.TransformPoint(centre), atol=1e-3
+    )
+    from napari_shmoareg.io.registration_folder import read_registration
+
+    again = read_registration(tmp_path / "out")
+    np.testing.assert_allclose(again.alignment.initial, found.alignment.initial)
+    np.testing.assert_array_equal(again.report["affine"]["initial"], found.alignment.initial)
+
+
+def bend(pair):
+    """A smooth field of some mm, that of the phantoms roughly: an initial deformation."""
+    grid = pair.fixed.grid.coarsen(2)
+    points = grid.to_world(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1))
+    return Transform(np.eye(4), DisplacementField(3 * np.sin(points / 25), grid))
+
+
+def test_an_initial_deformation_is_kept_and_composed_with_what_follows(pair):
+    start = bend(pair)
+    points = pair.fixed.grid.to_world([[8, 8, 8], [20, 9, 10], [28, 20, 15]])
+    kept = register(pair, None, size=24, keep="last", initial=start)
+    assert kept.kept == "initial" and "initial transform was kept" in kept.choices["affine"]
+    assert kept.transform.distance(points, start.map_points(points)).max() < 0.1
+    moved = register(pair, Shifting((2.0, 0.0, -1.0)), keep="last", initial=start)
+    shift = moved.network_grid.affine[:3, :3] @ np.array([2.0, 0.0, -1.0])
+    assert moved.transform.distance(points, start.map_points(points + shift)).max() < 0.1
+    again = warp_volume(pair.moving, pair.fixed.grid, moved.transform)
+    np.testing.assert_allclose(moved.warped.values, again.values, atol=1e-3)
+    refined = register(pair, None, size=24, refine=15, keep="last", initial=start)
+    assert refined.choices["refinement"].endswith("from the initial deformation")
+    assert refined.similarity["refined"].score > refined.similarity["initial"].score
+    with pytest.raises(InputError, match="'auto' or 'none' with an initial deformation"):
+        register(pair, None, size=24, affine="rigid", initial=start)
+
+
+def test_a_registration_from_an_initial_deformation_is_not_replayed_without_it(pair, tiny_network):
+    found = register(pair, tiny_network, size=24, initial=bend(pair))
+    with pytest.raises(InputError, match="initial deformation, which cannot be replayed"):
+        Replay.of(pair, tiny_network, affine=found.affine, settings=found.settings)
+
+
+def masked(pair, part=slice(None, 18)):
+    """The pair with a mask of a part of the fixed image along its first axis."""
+    values = np.zeros(pair.fixed.grid.shape, np.uint8)
+    values[part] = 3
+    return replace(pair, fixed_mask=Volume(values, pair.fixed.grid, "half", is_labels=True))
+
+
+def test_the_similarity_is_that_within_the_mask_and_the_report_says_so(pair):
+    half = masked(pair)
+    found = register(half, None, affine="none", size=24)
+    warped = warp_volume(pair.moving, pair.fixed.grid, Transform(np.eye(4))).values
+    free = register(pair, None, affine="none", size=24)
+    a, b = (
+        Intensity.of(image).scale(values)[:18]
+        for image, values in ((pair.moving, warped), (pair.fixed, pair.fixed.values))
+    )
+    points = pair.fixed.grid.to_world(
+        np.stack(np.meshgrid(*map(np.arange, (18, 29, 23)), indexing="ij"), -1)
+    )
+    seen = inside(pair.moving.grid, points)
+    expected = float(((a[seen] - b[seen]).astype(float) ** 2).mean())
+    assert found.similarity["before"].mse == pytest.approx(expected, rel=1e-4)
+    assert found.similarity["before"].overlap == pytest.approx(seen.mean())
+    assert found.similarity["before"] != free.similarity["before"]
+    assert "within 'half' only, 48.6 % of the fixed image" in found.choices["mask"]
+    assert "mask" not in free.choices
+    for result, within in ((found, "mask"), (free, "overlap")):
+        report = build_report(
+            result,
+            measure(result),
+            ExpertLoad.of(result.routing, result.network_grid.shape),
+            weights="none",
+        )
+        assert report["similarity_within"] == within
+        assert (report["pair"]["fixed_mask"] is None) == (within == "overlap")
+
+
+def test_a_mask_does_not_change_what_the_network_sees_but_the_refinement(pair, tiny_network):
+    options = {"affine": "none", "size": 24, "keep": "last"}
+    half = masked(pair)
+    for refine, same in ((0, True), (15, False)):
+        free, found = (
+            register(each, tiny_network, refine=refine, **options) for each in (pair, half)
+        )
+        assert np.array_equal(free.displacement.vectors, found.displacement.vectors) == same
+    assert "mask" in found.choices and found.displacement.vectors.shape[:3] == pair.fixed.grid.shape
+
+
+def test_a_mask_that_compares_nothing_is_refused(pair):
+    with pytest.raises(InputError, match="The mask 'half' is empty"):
+        masked(pair, slice(0, 0))
+    speck = np.zeros(pair.fixed.grid.shape, np.uint8)
+    speck[0, 0, 0] = 1
+    tiny = replace(pair, fixed_mask=Volume(speck, pair.fixed.grid, "speck", is_labels=True))
+    with pytest.raises(InputError, match="covers no voxel of the grid"):
+        register(tiny, None, affine="none", size=16, refine=5)
+    with pytest.raises(InputError, match="The fixed mask 'moving_labels' is on another grid"):
+        replace(pair, fixed_mask=pair.moving_labels)

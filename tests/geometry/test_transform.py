@@ -16,6 +16,7 @@ from napari_shmoareg.geometry import (
     warp_volume,
 )
 from napari_shmoareg.geometry.field import warp
+from napari_shmoareg.geometry.transform import fit_landmarks
 
 
 def oblique(shape=(21, 17, 19), spacing=(3.0, 2.0, 2.5)):
@@ -192,3 +193,97 @@ def test_fields_and_affines_that_cannot_be_are_refused():
         Transform(np.diag([1.0, 1.0, 0.0, 1.0]))
     with pytest.raises(InputError, match="4x4"):
         Transform(np.eye(3))
+
+
+def landmarks(count, kind, seed=3):
+    """So many pairs of a known transform of a kind (a bend for thin-plate), and its map."""
+    points = np.random.default_rng(seed).uniform(-30, 30, (count, 3)) + np.array([10, -20, 30])
+    matrix = some_affine()
+    if kind == "rigid":
+        left, _, right = np.linalg.svd(matrix[:3, :3])
+        matrix[:3, :3] = left @ right
+    moved = apply_affine(matrix, points)
+    if kind == "thin-plate":
+        moved = moved + 3 * np.sin(points / 20)
+    return points, moved, matrix
+
+
+@pytest.mark.parametrize("kind", ["rigid", "affine"])
+def test_a_fit_to_true_pairs_is_their_transform(kind):
+    fixed, moving, matrix = landmarks(7, kind)
+    found = fit_landmarks(fixed, moving, kind, oblique())
+    np.testing.assert_allclose(found.transform.affine, matrix, atol=1e-9)
+    assert found.transform.field is None
+    assert found.reason == f"{kind} fit of 7 landmark pairs, to 0.00 mm on average"
+
+
+@pytest.mark.parametrize("kind", ["rigid", "affine"])
+def test_a_fit_to_noisy_pairs_is_that_of_itk(kind):
+    import SimpleITK as sitk
+
+    fixed, moving, _ = landmarks(9, kind)
+    moving = moving + np.random.default_rng(1).normal(size=moving.shape)
+    empty = sitk.VersorRigid3DTransform() if kind == "rigid" else sitk.AffineTransform(3)
+    itk = sitk.LandmarkBasedTransformInitializer(
+        empty, fixed.ravel().tolist(), moving.ravel().tolist()
+    )
+    found = fit_landmarks(fixed, moving, kind, oblique()).transform
+    probes = fixed + np.array([7.0, -3.0, 11.0])
+    theirs = np.array([itk.TransformPoint(p.tolist()) for p in probes])
+    np.testing.assert_allclose(found.map_points(probes), theirs, atol=1e-4)
+
+
+def test_mirrored_pairs_are_fitted_by_a_rotation_and_not_by_a_mirror():
+    fixed, moving, _ = landmarks(8, "rigid")
+    found = fit_landmarks(fixed, moving * (-1, 1, 1), "rigid", oblique()).transform.affine
+    assert np.linalg.det(found[:3, :3]) == pytest.approx(1)
+
+
+def test_a_thin_plate_fit_passes_through_the_landmarks_and_its_affine_part_does_not():
+    grid = Grid((91, 87, 83), oblique().affine @ np.diag([0.25, 0.25, 0.25, 1]))
+    fixed = grid.to_world(np.random.default_rng(5).uniform(8, 74, (9, 3)))
+    moving = apply_affine(some_affine(), fixed) + 3 * np.sin(fixed / 20)
+    found = fit_landmarks(fixed, moving, "thin-plate", grid).transform
+    assert max(found.field.grid.shape) == 48
+    np.testing.assert_allclose(found.field.grid.corners(), grid.corners(), atol=1e-9)
+    assert found.distance(fixed, moving).max() < 0.05
+    assert Transform(found.affine).distance(fixed, moving).mean() > 0.3
+    straight = fit_landmarks(fixed, apply_affine(some_affine(), fixed), "thin-plate", grid)
+    assert np.abs(straight.transform.field.vectors).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "says"),
+    [
+        ("rigid", 2, "A rigid start needs at least 3 landmark pairs; got 2"),
+        ("affine", 3, "needs at least 4 landmark pairs; got 3"),
+        ("thin-plate", 4, "needs at least 5 landmark pairs; got 4"),
+        ("elastic", 9, "rigid, affine or thin-plate; got 'elastic'"),
+    ],
+)
+def test_too_few_landmarks_are_told(kind, count, says):
+    fixed, moving, _ = landmarks(count, "rigid")
+    with pytest.raises(InputError, match=says):
+        fit_landmarks(fixed, moving, kind, oblique())
+
+
+def test_landmarks_that_determine_nothing_are_told():
+    line = np.arange(6.0)[:, None] * (1, 2, 3)
+    plane = np.random.default_rng(0).normal(size=(6, 2)) @ [[1.0, 0, 2], [0, 1, -1]]
+    good, _, _ = landmarks(6, "rigid")
+    twice = np.array(good)
+    twice[5] = twice[0]
+    bad = np.array(good)
+    bad[2, 1] = np.nan
+    for fixed, moving, kind, says in (
+        (line, good, "rigid", "fixed landmarks lie on one line"),
+        (good, line, "rigid", "moving landmarks lie on one line"),
+        (plane, good, "affine", "fixed landmarks lie in one plane"),
+        (good, plane, "thin-plate", "moving landmarks lie in one plane"),
+        (twice, good, "thin-plate", "Two fixed landmarks are at the same point"),
+        (good, good[:5], "rigid", "6 fixed and 5 moving points"),
+        (bad, good, "rigid", "NaN or infinite"),
+    ):
+        with pytest.raises(InputError, match=says):
+            fit_landmarks(fixed, moving, kind, oblique())
+    fit_landmarks(plane, plane, "rigid", oblique())  # a plane is enough to be turned

@@ -14,6 +14,7 @@ import torch
 from napari.layers import Image, Labels
 
 from napari_shmoareg.errors import InputError, TooLargeError
+from napari_shmoareg.geometry.resample import resample
 from napari_shmoareg.io import save_network
 from napari_shmoareg.model import SHMoAReg
 from napari_shmoareg.plugin.controls.errors import explain
@@ -22,6 +23,7 @@ from napari_shmoareg.plugin.controls.tasks import Report
 from napari_shmoareg.plugin.placement import layer_options
 from napari_shmoareg.plugin.register import job
 from napari_shmoareg.plugin.register.job import LayerRegistration
+from napari_shmoareg.plugin.register.panel import summary
 from napari_shmoareg.registration.progress import Interrupted
 from napari_shmoareg.registration.resources import psutil
 from napari_shmoareg.settings import RegistrationRequest
@@ -45,8 +47,9 @@ def layers(pair):
     return made
 
 
-def register(layers, settings, number=1, report=None):
-    return LayerRegistration(layers, settings, number)(Report() if report is None else report)
+def register(layers, settings, number=1, report=None, landmarks=None):
+    run = LayerRegistration(layers, settings, number, landmarks)
+    return run(Report() if report is None else report)
 
 
 def error_of(layers, settings) -> str:
@@ -82,6 +85,81 @@ def test_labels_on_another_grid_are_taken_onto_their_image_and_it_is_told(layers
         pair.fixed_labels.labels
     )
     assert len(outcome.notes) == 1 and "another grid" in outcome.notes[0]
+
+
+def drag(*layers):
+    """Move and turn layers as the handles of napari's transform mode do."""
+    turn = np.eye(4)
+    turn[1:3, 1:3], turn[:3, 3] = [[0.98, -0.199], [0.199, 0.98]], (3.0, -4.0, 2.0)
+    for layer in layers:
+        layer.affine = turn
+    return turn[2::-1, 2::-1], turn[2::-1, 3]  # in R, A, S
+
+
+@pytest.mark.parametrize("labels_too", [False, True])
+def test_an_image_moved_by_hand_is_registered_from_there_and_stays_that_of_its_file(
+    layers, settings, pair, labels_too
+):
+    matrix, shift = drag(layers["moving"], *([layers["moving_labels"]] if labels_too else ()))
+    outcome = register(layers, settings)
+    registration = outcome.registration
+    for role in ("moving", "moving_labels"):
+        stored = getattr(registration.pair, role)
+        assert stored.grid is getattr(pair, role).grid
+        assert (stored.values == getattr(pair, role).values).all()
+    fixed_point = pair.fixed.grid.centre
+    in_file = registration.alignment.initial @ [*fixed_point, 1]
+    assert matrix @ in_file[:3] + shift == pytest.approx(fixed_point)
+    np.testing.assert_array_equal(registration.affine, registration.alignment.initial)
+    assert registration.kept != "before" and outcome.notes == []
+    report = registration.report
+    assert report["choices"]["initial"].startswith("as placed in the viewer, its centre ")
+    assert "kept as it is" in report["choices"]["affine"]
+    assert np.allclose(report["affine"]["initial"], registration.affine)
+
+
+def test_labels_painted_over_a_moved_image_are_carried_back_with_it(layers, settings, pair):
+    placed, _ = layer_options(pair.moving_labels)
+    drag(layers["moving"])
+    painted = Labels(np.array(placed), affine=layers["moving"].affine.affine_matrix)
+    painted.scale, painted.translate = layers["moving"].scale, layers["moving"].translate
+    painted.units = layers["moving"].units
+    outcome = register(layers | {"moving_labels": painted}, settings)
+    found = outcome.registration.pair.moving_labels.values
+    assert (found == pair.moving_labels.values).mean() > 0.97
+    assert len(outcome.notes) == 1  # the copy has straight axes
+
+
+def test_landmarks_are_a_start_of_their_own(layers, settings, pair):
+    fixed = pair.fixed.grid.centre + 10 * np.array([[0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 1]])
+    moving = fixed + np.array([2.0, -3.0, 1.0])
+    drag(layers["moving"])  # the landmarks count instead
+    found = register(layers, settings, landmarks=("rigid", fixed, moving)).registration
+    expected = np.eye(4)
+    expected[:3, 3] = (2.0, -3.0, 1.0)
+    np.testing.assert_allclose(found.affine, expected, atol=1e-9)
+    assert found.report["choices"]["initial"] == (
+        "rigid fit of 4 landmark pairs, to 0.00 mm on average"
+    )
+    with pytest.raises(InputError, match="thin-plate start needs at least 5 landmark pairs; got 4"):
+        register(layers, settings, landmarks=("thin-plate", fixed, moving))
+
+
+def test_a_mask_limits_what_is_compared_and_is_put_onto_the_fixed_image(layers, settings, pair):
+    data, options = layer_options(pair.fixed_labels)
+    layers["fixed_mask"] = Labels(data, **options)
+    registration = register(layers, settings).registration
+    assert (registration.pair.fixed_mask.values == pair.fixed_labels.values).all()
+    assert registration.report["similarity_within"] == "mask"
+    assert summary(1, registration).count("Correlation in the mask") == 1
+    coarse = resample(pair.fixed_labels, pair.fixed.grid.coarsen(2))
+    data, options = layer_options(coarse)
+    layers["fixed_mask"] = Labels(data, **options)
+    outcome = register(layers, settings)
+    assert outcome.registration.pair.fixed_mask.grid.same_space(pair.fixed.grid)
+    assert len(outcome.notes) == 1 and "another grid" in outcome.notes[0]
+    layers["fixed_mask"] = Labels(np.zeros_like(data), **options)
+    assert "is empty: no voxel of the fixed image" in error_of(layers, settings)
 
 
 def test_progress_only_rises_and_ends_at_the_whole(layers, settings):

@@ -21,7 +21,8 @@ from napari_shmoareg.plugin.landmarks.layers import (
 )
 from napari_shmoareg.plugin.landmarks.panel import LandmarksPanel
 from napari_shmoareg.plugin.layers import add_layers, layers_of, layers_of_pair
-from napari_shmoareg.plugin.placement import centre_on, points_of, tag, to_viewer
+from napari_shmoareg.plugin.placement import centre_on, landmarks_of, points_of, tag, to_viewer
+from napari_shmoareg.plugin.registrations import layer_in_role
 
 INSIDE = np.array([[4.0, -7.0, 11.0], [-8, -2, 12], [16, -12, 9], [10, 3, 15]])  # mm RAS
 
@@ -85,6 +86,31 @@ def test_points_stand_in_the_viewer_at_their_place_and_carry_units(viewer, regis
     assert points_of(layer) == pytest.approx(INSIDE) and tag(layer, "role") == "landmarks_fixed"
     assert {str(unit) for unit in layer.units} == {"millimeter"}
     assert viewer.dims.nsteps == before  # the sliders still go from voxel to voxel
+
+
+def test_landmarks_go_where_their_image_is_moved_and_measure_the_file(
+    panel, viewer, registration, qtbot, tmp_path
+):
+    layers = plant(viewer, registration)
+    partners = registration.transform.map_points(INSIDE)
+    moving = layer_in_role(viewer, "moving")
+    turn = np.eye(4)
+    turn[1:3, 1:3], turn[:3, 3] = [[0.8, -0.6], [0.6, 0.8]], (5.0, -7.0, 11.0)
+    moving.affine = turn
+    shown = to_viewer(partners) @ turn[:3, :3].T + turn[:3, 3]
+    assert to_viewer(points_of(layers["moving"])) == pytest.approx(shown)
+    assert landmarks_of(layers["moving"]) == pytest.approx(partners)
+    clicked = layers["moving"].world_to_data(shown[0])
+    layers["moving"].add(clicked)
+    assert landmarks_of(layers["moving"])[-1] == pytest.approx(partners[0])
+    layers["moving"].remove([4])
+    panel.save(str(tmp_path / "pairs.csv"))
+    panel.load(str(tmp_path / "pairs.csv"))
+    assert to_viewer(points_of(layers["moving"])) == pytest.approx(shown, abs=1e-4)
+    qtbot.waitUntil(lambda: panel.table.pairs.rowCount() == 4)
+    assert cells(panel.table.whole, 0)[3] == "0.00"
+    moving.affine = np.eye(4)
+    assert points_of(layers["moving"]) == pytest.approx(partners, abs=1e-4)
 
 
 def test_the_two_points_of_a_pair_have_one_number_and_one_colour(panel, viewer, registration):

@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 from napari.components import ViewerModel
-from napari.layers import Image, Labels
+from napari.layers import Image, Labels, Points
 from napari.utils._proxies import PublicOnlyProxy
 
 from napari_shmoareg.plugin.controls.pickers import PairPicker, missing, suggest, tag_roles
@@ -73,6 +73,7 @@ def test_a_result_is_offered_but_never_suggested(model, qtbot):
         "fixed": None,
         "moving_labels": None,
         "fixed_labels": None,
+        "fixed_mask": None,
     }
     assert [picker.pickers["fixed"].itemText(n) for n in (1, 2)] == ["warped", "a"]
     picker.pickers["fixed"].setCurrentIndex(1)
@@ -231,3 +232,44 @@ def test_a_pair_that_is_opened_beside_a_single_image_is_taken_whole(model, qtbot
         put(model, layer)
         picker.refresh()
     assert (picker.pair["moving"].name, picker.pair["fixed"].name) == ("d", "c")
+
+
+def test_a_start_from_landmarks_takes_their_complete_pairs(model, qtbot):
+    put(model, image("a"), image("b"))
+    picker = PairPicker(model)
+    qtbot.addWidget(picker)
+    assert picker.start.currentText() == "as placed" and picker.landmarks is None
+    picker.start.setCurrentText("landmarks: affine")
+    kind, fixed, moving = picker.landmarks
+    assert kind == "affine" and fixed.shape == moving.shape == (0, 3)
+    for side, count in (("fixed", 3), ("moving", 2)):
+        points = np.arange(3.0 * count).reshape(count, 3) + (side == "moving")
+        metadata = {KEY: {"role": f"landmarks_{side}"}}
+        put(model, Points(points, scale=(2, 1, 1), metadata=metadata))
+    _, fixed, moving = picker.landmarks
+    np.testing.assert_allclose(fixed, [[2, 1, 0], [5, 4, 6]])  # R, A, S
+    np.testing.assert_allclose(moving, [[3, 2, 2], [6, 5, 8]])
+
+
+def test_a_mask_is_only_ever_picked_by_hand_or_by_its_role_and_belongs_to_the_fixed_image(
+    model, qtbot
+):
+    a, b, mask = put(model, image("a"), image("b"), labels("roi"))
+    picker = PairPicker(model)
+    qtbot.addWidget(picker)
+    assert picker.pair["fixed_mask"] is None
+    picker.pickers["fixed_mask"].pick(mask)
+    assert picker.pair["fixed_mask"] is mask and picker.pair["fixed_labels"] is None
+    assert tag(mask, "role") == "fixed_mask" and picker.missing is None
+    assert suggest(model, {})["fixed_mask"] is mask
+    picker.swap.click()
+    assert picker.pair["moving"] is b and picker.pair["fixed"] is a
+    assert picker.pair["fixed_mask"] is None and tag(mask, "role") is None
+    seg = put(model, labels("a_seg"))[0]  # the same labels may be both
+    picker.refresh()
+    picker.pickers["fixed_labels"].pick(seg)
+    picker.pickers["fixed_mask"].pick(seg)
+    assert picker.pair["fixed_labels"] is picker.pair["fixed_mask"] is seg
+    assert tag(seg, "role") == "fixed_labels"
+    stack = labels("stack", shape=(2, 4, 5, 6))
+    assert missing(picker.pair | {"fixed_mask": stack}) == "The fixed mask has 4 axes, not 3"

@@ -8,7 +8,14 @@ from napari.layers import Image, Labels, Points
 
 from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Grid, Volume
-from napari_shmoareg.plugin.placement import AXES, layer_options, tag, to_layer_geometry, volume_of
+from napari_shmoareg.plugin.placement import (
+    AXES,
+    layer_options,
+    placement_of,
+    tag,
+    to_layer_geometry,
+    volume_of,
+)
 
 
 def straight_volume(codes: np.ndarray, shape=(5, 6, 7), is_labels=False) -> Volume:
@@ -170,3 +177,32 @@ def test_a_layer_that_was_cropped_is_taken_where_it_lies(codes):
     assert back.values.shape == layer.data.shape[::-1] and back.grid.to_world(
         (3, 1, 2)
     ) == pytest.approx(place[::-1])
+
+
+@pytest.mark.parametrize("finer", [1.0, 2.0])
+def test_a_moved_layer_still_gives_the_voxels_of_its_file_and_where_it_was_moved(phantoms, finer):
+    for volume in (straight_volume(STORED[2]), phantoms.moving):
+        data, options = layer_options(volume, finer=finer)
+        layer = Image(data, **options)
+        assert placement_of(layer) is None
+        turn = np.eye(4)  # in the plane of the axes A and R, as a drag of a handle does it
+        turn[1:3, 1:3], turn[:3, 3] = [[0.8, -0.6], [0.6, 0.8]], (5.0, -7.0, 11.0)
+        layer.affine = turn
+        layer.translate = np.add(layer.translate, (2.0, 0, 0))
+        back = volume_of(layer, as_placed=False)
+        assert back.grid is volume.grid and (back.values == volume.values).all()
+        file_point = np.array([3.0, -2.0, 8.0])  # R, A, S: shown at S, A, R
+        shown = turn[:3, :3] @ (file_point[::-1] + np.array([2.0, 0, 0])) + turn[:3, 3]
+        placed = placement_of(layer)
+        assert (placed @ [*file_point, 1])[2::-1] == pytest.approx(shown)
+        assert volume_of(layer).grid.to_world((0, 0, 0)) == pytest.approx(
+            layer.data_to_world((0, 0, 0))[::-1]
+        )
+
+
+def test_what_was_cropped_or_is_of_another_source_has_no_placement():
+    data, options = layer_options(straight_volume(STORED[0]))
+    layer = Image(data[1:], **options)
+    layer.translate = np.add(layer.translate, (5, 0, 0))
+    assert placement_of(layer) is None and placement_of(Image(data, translate=(1, 2, 3))) is None
+    assert volume_of(layer, as_placed=False).grid.shape == data[1:].shape[::-1]

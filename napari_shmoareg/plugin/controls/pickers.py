@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.utils.notifications import show_error, show_info, show_warning
+from numpy.typing import NDArray
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import (
     QComboBox,
@@ -28,12 +29,13 @@ from napari_shmoareg.io.label_names import FILTER, read_label_names
 from napari_shmoareg.plugin.controls.forms import (
     arranged,
     captioned,
+    combo_of,
     fill,
     narrowed,
     wrapped_tooltip,
 )
 from napari_shmoareg.plugin.controls.tasks import single_shot
-from napari_shmoareg.plugin.placement import KEY, name_layer, tag
+from napari_shmoareg.plugin.placement import KEY, landmarks_of, name_layer, tag
 from napari_shmoareg.plugin.registrations import (
     ROLES,
     layer_in_role,
@@ -47,7 +49,10 @@ if TYPE_CHECKING:
     from napari.components import LayerList
     from napari.layers import Layer
 
+    from napari_shmoareg.geometry.transform import LandmarkKind
     from napari_shmoareg.registration.register import Registration
+
+    LandmarkStart = tuple[LandmarkKind, NDArray[np.float64], NDArray[np.float64]]
 
 
 NOTHING = "(no registration is open)"
@@ -115,7 +120,7 @@ class RegistrationPicker(QComboBox):
         self.picked.emit()
 
 
-KINDS = {"moving": "image", "fixed": "image", "moving_labels": "labels", "fixed_labels": "labels"}
+KINDS = {role: "image" if role in ("moving", "fixed") else "labels" for role in ROLES}
 Pair = dict[str, "Layer | None"]
 
 
@@ -146,15 +151,17 @@ def suggest(viewer: Any, picked: Mapping[str, Layer | None]) -> Pair:
         layers that can be registered come first.  Labels: those opened in a role, else those on the
         grid of their image with the most similar name.
     """
-    pair: Pair = dict(picked)
+    # a layer may be both mask and labels
+    pair: Pair = {role: layer for role, layer in picked.items() if role != "fixed_mask"}
     images, labels = (
         [la for la in selectable_layers(viewer.layers, kind) if not _is_result(la)]
         for kind in ("image", "labels")
     )
-    for role in (role for role in ROLES if role not in pair):
+    mask = picked.get("fixed_mask") or layer_in_role(viewer, "fixed_mask")
+    for role in (role for role in ROLES[:-1] if role not in pair):
         in_role = layer_in_role(viewer, role)
         if (
-            in_role in (labels if role.endswith("labels") else images)
+            in_role in (images if KINDS[role] == "image" else labels)
             and in_role not in pair.values()
         ):
             pair[role] = in_role
@@ -170,8 +177,11 @@ def suggest(viewer: Any, picked: Mapping[str, Layer | None]) -> Pair:
         ("fixed_labels", pair["fixed"], pair["moving"]),
     ):
         if role not in pair:
-            pair[role] = labels_of(image, other, [la for la in labels if la not in pair.values()])
-    return pair
+            others = (*pair.values(), mask)
+            pair[role] = labels_of(image, other, [la for la in labels if la not in others])
+    if "fixed_mask" in picked:
+        mask = picked["fixed_mask"]
+    return pair | {"fixed_mask": mask if mask in labels else None}
 
 
 def tag_roles(layers: LayerList, pair: Mapping[str, Layer | None]) -> None:
@@ -196,7 +206,7 @@ def missing(pair: Mapping[str, Layer | None]) -> str | None:
     for role, layer in pair.items():
         if layer is None:
             continue
-        name = role.replace("_", " ") + ("" if role.endswith("labels") else " image")
+        name = role.replace("_", " ") + (" image" if KINDS[role] == "image" else "")
         reason = rejection(layer)
         if reason is not None:
             return f"The {name} {reason}"
@@ -254,8 +264,25 @@ TIPS = {
     "fixed": "The image to register to. The result is on its grid.",
     "moving_labels": "Optional labels of the moving image, warped with it.",
     "fixed_labels": "Optional labels of the fixed image. With both labels, Dice is measured.",
+    "fixed_mask": (
+        "Optional labels on the fixed image: alignment, refinement and similarity count only voxels"
+        " in them, of any label. The deformation is smooth everywhere."
+    ),
 }
-SWAP_TIP = "Exchange moving and fixed, with their labels."
+CAPTIONS = {"moving": "Moving", "fixed": "Fixed", "fixed_mask": "Mask"}  # else labels
+PLACED = "as placed"
+STARTS: dict[str, LandmarkKind] = {
+    "landmarks: rigid": "rigid",
+    "landmarks: affine": "affine",
+    "landmarks: thin-plate": "thin-plate",
+}
+START_TIP = (
+    "Where the alignment starts. as placed: from where the moving image lies; drag and turn it with"
+    " the layer's transform mode. landmarks: from a fit to the pairs of the Landmarks panel, at"
+    " least 3 for rigid, 4 for affine and 5 for thin-plate, which also bends and is not aligned"
+    " further."
+)
+SWAP_TIP = "Exchange moving and fixed, with their labels; without the mask."
 
 
 class LayerPicker(QComboBox):
@@ -350,8 +377,8 @@ class NamesButton(QPushButton):
 
 
 class PairPicker(QWidget):
-    """Pickers of the moving and fixed images and labels, and buttons that swap them and load the
-    names of the labels.
+    """Pickers of the images and labels of a pair and of its start, and buttons that swap them and
+    load the names of the labels.
     """
 
     changed = Signal()
@@ -365,7 +392,7 @@ class PairPicker(QWidget):
         # layers opened together arrive in one turn of the event loop
         self._timer = single_shot(self, 0, self._keep_images)
         self.pickers = {
-            role: LayerPicker(NO_LABELS if "labels" in role else NO_IMAGE) for role in ROLES
+            role: LayerPicker(NO_IMAGE if KINDS[role] == "image" else NO_LABELS) for role in ROLES
         }
         self.swap = QPushButton("Swap")
         self.swap.setToolTip(SWAP_TIP)
@@ -375,12 +402,14 @@ class PairPicker(QWidget):
         form = QFormLayout()
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.setContentsMargins(0, 0, 0, 0)
-        for role in ("moving", "moving_labels", "fixed", "fixed_labels"):
+        for role in ("moving", "moving_labels", "fixed", "fixed_labels", "fixed_mask"):
             picker = self.pickers[role]
             picker.setToolTip(TIPS[role])
             picker.activated.connect(lambda _index, role=role: self._on_picked(role))
-            caption = "labels" if role.endswith("labels") else role.capitalize()
-            form.addRow(captioned(caption, TIPS[role]), picker)
+            form.addRow(captioned(CAPTIONS.get(role, "labels"), TIPS[role]), picker)
+        self.start = combo_of(PLACED, *STARTS)
+        self.start.setToolTip(wrapped_tooltip(START_TIP))
+        form.addRow(captioned("Start", START_TIP), self.start)
         arranged(QVBoxLayout(self), form, arranged(QHBoxLayout(), None, self.names, self.swap))
         self.refresh()
 
@@ -388,6 +417,17 @@ class PairPicker(QWidget):
     def pair(self) -> Pair:
         """The picked layer of each role."""
         return {role: self.pickers[role].layer for role in ROLES}
+
+    @property
+    def landmarks(self) -> LandmarkStart | None:
+        """The kind of fit and the fixed and moving landmarks, mm RAS; None to start as placed."""
+        viewer, kind = self._viewer(), STARTS.get(self.start.currentText())
+        if viewer is None or kind is None:
+            return None
+        layers = (layer_in_role(viewer, f"landmarks_{side}") for side in ("fixed", "moving"))
+        fixed, moving = (landmarks_of(layer) for layer in layers)
+        count = min(len(fixed), len(moving))
+        return kind, fixed[:count], moving[:count]
 
     @property
     def missing(self) -> str | None:
@@ -431,10 +471,12 @@ class PairPicker(QWidget):
         """Handle a pick of the user; labels not picked by hand follow their image."""
         self._picked_by_hand.add(role)
         viewer = self._viewer()
-        if viewer is not None:
+        if viewer is not None and role == "fixed_mask":
+            self.refresh()
+        elif viewer is not None:
             tag_roles(
                 viewer.layers,
-                {r: la for r, la in self.pair.items() if "labels" not in r or r == role},
+                {r: la for r, la in self.pair.items() if KINDS[r] == "image" or r == role},
             )
             self.refresh()
 
@@ -443,6 +485,7 @@ class PairPicker(QWidget):
             here, there = self.pickers[a].currentIndex(), self.pickers[b].currentIndex()
             self.pickers[a].setCurrentIndex(there)
             self.pickers[b].setCurrentIndex(here)
+        self.pickers["fixed_mask"].setCurrentIndex(0)
         self._picked_by_hand = set(ROLES)
         viewer = self._viewer()
         if viewer is not None:

@@ -19,10 +19,11 @@ from napari_shmoareg.plugin.placement import (
     COLOURS,
     KEY,
     centre_on,
+    follow_placement,
     go_to,
+    landmarks_of,
     lengths,
     mm_per,
-    points_of,
     tag,
     to_viewer,
 )
@@ -109,6 +110,7 @@ def add_landmark_layers(viewer: Viewer) -> dict[str, Points]:
             )
             viewer.add_layer(layer)
         found[side] = layer
+    follow_placement(found["moving"], layer_in_role(viewer, "moving"))
     if _follow_units not in viewer.layers.events.inserted.callbacks:
         for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
             event.connect(_follow_units, position="last")
@@ -116,12 +118,10 @@ def add_landmark_layers(viewer: Viewer) -> dict[str, Points]:
 
 
 def set_points(layer: Points, points: ArrayLike) -> None:
-    """Replace the points of a layer, (n, 3) mm RAS."""
-    data = [
-        layer.world_to_data(p) for p in to_viewer(np.reshape(points, (-1, 3))) / mm_per(layer.units)
-    ]
+    """Replace the points of a layer, (n, 3) mm RAS as in `landmarks_of`."""
+    physical = to_viewer(np.reshape(points, (-1, 3))) / mm_per(layer.units)
     layer.selected_data = set()
-    layer.data = np.reshape(data, (-1, 3))
+    layer.data = (physical - layer.translate) / layer.scale
     number_points(layer)
 
 
@@ -174,6 +174,9 @@ def _follow_units(event: Any) -> None:
     units = lengths(layers.get_extent(others).units if others else None)
     for layer in landmarks:
         _convert_units(layer, units)
+        if tag(layer, "role") == "landmarks_moving":
+            moving = [other for other in others if tag(other, "role") == "moving"]
+            follow_placement(layer, moving[-1] if moving else None)
 
 
 def _convert_units(layer: Points, units: Any) -> None:
@@ -246,6 +249,7 @@ class PairPlacement:
             side: weakref.ref(image) for side, image in images.items() if image is not None
         }
         self._affine = None if registration is None else registration.affine
+        follow_placement(add_landmark_layers(viewer)["moving"], images["moving"])
         self._layers = add_landmark_layers(viewer)
         self._saved_state = ViewerState(viewer)
         self.side = ""
@@ -265,13 +269,16 @@ class PairPlacement:
         viewer = self._viewer()
         if viewer is None:
             return
-        fixed, moving = (points_of(self._layers[side]) for side in ("fixed", "moving"))
+        fixed, moving = (landmarks_of(self._layers[side]) for side in ("fixed", "moving"))
+        follow_placement(self._layers["moving"], self._images["moving"]())
         before, self.side = self.side, "fixed" if len(fixed) <= len(moving) else "moving"
         if self.side == "moving" and self._affine is not None:
             # Ours: only the affine suggests the location, so that the points are independent
             # of the deformation.
             guess = self._affine[:3, :3] @ fixed[len(moving)] + self._affine[:3, 3]
-            go_to(viewer, to_viewer(guess))
+            affine = self._layers["moving"].affine.affine_matrix
+            unit = mm_per(self._layers["moving"].units)
+            go_to(viewer, affine[:3, :3] @ to_viewer(guess) + affine[:3, 3] * unit)
         elif before == "moving":
             centre_on(viewer, fixed[len(fixed) - 1])
         shown = self._images[self.side]()

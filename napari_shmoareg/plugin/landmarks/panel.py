@@ -40,12 +40,12 @@ from napari_shmoareg.plugin.landmarks.layers import (
     set_points,
 )
 from napari_shmoareg.plugin.opening import Panel
-from napari_shmoareg.plugin.placement import centre_on, points_of
-from napari_shmoareg.plugin.registrations import unwrap
+from napari_shmoareg.plugin.placement import centre_on, follow_placement, landmarks_of
+from napari_shmoareg.plugin.registrations import layer_in_role, unwrap
 
 if TYPE_CHECKING:
     from napari import Viewer
-    from napari.layers import Points
+    from napari.layers import Layer, Points
 
 
 READ_FILTER = "Points (*.csv *.txt *.mrk.json *.json *.fcsv)"
@@ -98,7 +98,7 @@ def save(viewer: Viewer, path: str, kind: str = "pairs") -> None:
     """Write complete pairs as CSV or the points of one image for 3D Slicer, or show an error."""
     from napari_shmoareg.io.landmarks import write_landmark_pairs, write_slicer_points
 
-    points = {side: points_of(landmark_layer(viewer, side)) for side in SIDES}
+    points = {side: landmarks_of(landmark_layer(viewer, side)) for side in SIDES}
     count = min(len(found) for found in points.values()) if kind == "pairs" else len(points[kind])
     try:
         if kind == "pairs":
@@ -117,7 +117,7 @@ def save(viewer: Viewer, path: str, kind: str = "pairs") -> None:
 
 def swap(viewer: Viewer) -> None:
     """Exchange fixed and moving points."""
-    points = {side: points_of(landmark_layer(viewer, side)) for side in SIDES}
+    points = {side: landmarks_of(landmark_layer(viewer, side)) for side in SIDES}
     if any(len(found) for found in points.values()):
         layers = add_landmark_layers(viewer)
         set_points(layers["fixed"], points["moving"])
@@ -291,7 +291,7 @@ class LandmarksPanel(Panel):
         self.setMinimumWidth(WIDTH)
         viewer = unwrap(napari_viewer)
         self._viewer = weakref.ref(viewer)
-        self._watched: weakref.WeakSet[Points] = weakref.WeakSet()
+        self._watched: weakref.WeakSet[Layer] = weakref.WeakSet()
         self._closed = self._removing = False
         self._timer = single_shot(self, UPDATE_INTERVAL, self.update_table)
         self._build(viewer)
@@ -313,6 +313,11 @@ class LandmarksPanel(Panel):
             self._removing = True
             _notify_removed(remove_unpaired(viewer))
             self._removing = False
+        moving = layer_in_role(viewer, "moving")
+        if moving is not None and moving not in self._watched:
+            self._watched.add(moving)
+            moving.events.affine.connect(self._image_moved)
+        self._image_moved()
         for layer in new:
             self._watched.add(layer)
             layer.events.data.connect(self._points_changed)
@@ -328,6 +333,9 @@ class LandmarksPanel(Panel):
         if self._closed:
             self.add.stop()
             for layer in self._watched:
+                if layer._type_string != "points":
+                    layer.events.affine.disconnect(self._image_moved)
+                    continue
                 layer.events.data.disconnect(self._points_changed)
                 layer.events.set_data.disconnect(self._points_moved)
             self._watched.clear()
@@ -341,7 +349,7 @@ class LandmarksPanel(Panel):
         for layer in (landmark_layer(viewer, side) for side in SIDES):
             if layer is not None:
                 remaining = np.delete(
-                    points_of(layer), [n for n in chosen if n < len(layer.data)], axis=0
+                    landmarks_of(layer), [n for n in chosen if n < len(layer.data)], axis=0
                 )
                 set_points(layer, remaining)
 
@@ -407,7 +415,7 @@ class LandmarksPanel(Panel):
     def _points(self) -> dict[str, Any]:
         viewer = self._viewer()
         return {
-            side: points_of(None if viewer is None else landmark_layer(viewer, side))
+            side: landmarks_of(None if viewer is None else landmark_layer(viewer, side))
             for side in SIDES
         }
 
@@ -435,6 +443,13 @@ class LandmarksPanel(Panel):
             finally:
                 self._removing = False
             _notify_removed(len(unpaired))
+
+    def _image_moved(self, event: Any = None) -> None:
+        """Move the landmarks of the moving image with it."""
+        viewer = self._viewer()
+        layer = None if viewer is None else landmark_layer(viewer, "moving")
+        if viewer is not None and layer is not None and not self.add.adding:
+            follow_placement(layer, layer_in_role(viewer, "moving"))
 
     def _points_moved(self, event: Any) -> None:
         """Update while a point is dragged, as napari emits a data event only at the end."""

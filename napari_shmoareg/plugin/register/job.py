@@ -12,13 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_shmoareg.errors import InputError
-from napari_shmoareg.geometry import Volume, VolumePair
+from napari_shmoareg.geometry import Grid, Volume, VolumePair
 from napari_shmoareg.plugin.controls.errors import explain
 from napari_shmoareg.plugin.controls.tasks import Report, preload, single_shot
-from napari_shmoareg.plugin.placement import tag, volume_of
+from napari_shmoareg.plugin.placement import placement_of, tag, volume_of
 from napari_shmoareg.plugin.registrations import (
     layers_of_registration,
     next_number,
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from napari import Viewer
     from napari.layers import Layer
 
+    from napari_shmoareg.geometry import Transform
+    from napari_shmoareg.plugin.controls.pickers import LandmarkStart
     from napari_shmoareg.registration.register import Registration
 
 
@@ -66,16 +70,23 @@ class LayerRegistration:
     Parameters
     ----------
     layers : mapping of role to Layer
-        "moving", "fixed", and optionally "moving_labels", "fixed_labels".
+        "moving", "fixed", and optionally "moving_labels", "fixed_labels", "fixed_mask".
     settings : RegistrationRequest
     number : int
         Number of the registration, for the names of its layers.
+    landmarks : LandmarkStart, optional
+        To start from instead of the placement of the moving layer.
     """
 
     def __init__(
-        self, layers: Mapping[str, Layer], settings: RegistrationRequest, number: int
+        self,
+        layers: Mapping[str, Layer],
+        settings: RegistrationRequest,
+        number: int,
+        landmarks: LandmarkStart | None = None,
     ) -> None:
         self.number, self._layers, self._settings = number, dict(layers), settings
+        self._landmarks = landmarks
         self._parts, self._longest, self._furthest = registration_phases(settings.refine), 0, 0.0
 
     def __call__(self, report: Report) -> RegistrationResult:
@@ -117,8 +128,8 @@ class LayerRegistration:
         from napari_shmoareg.plugin.layers import layers_of
 
         self._report_progress("reading", 0.0)
-        pair, notes = _read(self._layers)
-        weights, registration = self._deform(pair)
+        pair, placement, notes = _read(self._layers)
+        weights, registration = self._deform(pair, self._start(pair, placement))
         self._report_progress("measuring", 0.0)
         quality = measure(registration)
         self._report_progress("measuring", 0.4)
@@ -130,7 +141,25 @@ class LayerRegistration:
         self._report_progress("drawing", 1.0)
         return RegistrationResult(self.number, registration, layers, notes)
 
-    def _deform(self, pair: VolumePair) -> tuple[str, Registration]:
+    def _start(
+        self, pair: VolumePair, placement: NDArray[np.float64] | None
+    ) -> tuple[Transform, str] | None:
+        """Return the initial transform and its origin; None to start from the headers."""
+        from napari_shmoareg.geometry.transform import Transform, fit_landmarks
+
+        if self._landmarks is not None:
+            kind, fixed, moving = self._landmarks
+            return fit_landmarks(fixed, moving, kind, pair.fixed.grid)
+        if placement is None:
+            return None
+        initial = Transform(np.linalg.inv(placement).astype(np.float64))
+        centre = pair.moving.grid.centre
+        shift = float(np.linalg.norm(placement[:3, :3] @ centre + placement[:3, 3] - centre))
+        return initial, f"as placed in the viewer, its centre {shift:.1f} mm from where it was"
+
+    def _deform(
+        self, pair: VolumePair, start: tuple[Transform, str] | None
+    ) -> tuple[str, Registration]:
         """Return the name of the weights and the registration; the network is released."""
         from napari_shmoareg.io import load_network
         from napari_shmoareg.io.model_card import NO_NETWORK, choose_device, choose_weights
@@ -151,9 +180,15 @@ class LayerRegistration:
         self._longest = size if isinstance(size, int) else max(pair.fixed.grid.shape)
         with nullcontext() if network is None else interruptible(network, self._report.check):
             registration = register(
-                pair, network, settings, device=device, progress=self._report_progress
+                pair,
+                network,
+                settings,
+                initial=None if start is None else start[0],
+                device=device,
+                progress=self._report_progress,
             )
-        return weights, replace(registration, choices={"weights": reason, **registration.choices})
+        first = {"weights": reason} | ({} if start is None else {"initial": start[1]})
+        return weights, replace(registration, choices={**first, **registration.choices})
 
     def _report_progress(self, phase: str, fraction: float) -> None:
         title, done = overall_progress(self._parts, phase, fraction)
@@ -161,22 +196,42 @@ class LayerRegistration:
         self._report(title, self._furthest)
 
 
-def _read(layers: Mapping[str, Layer]) -> tuple[VolumePair, list[str]]:
-    """Return the pair of the layers, with labels resampled to their images' grids, and notes."""
+def _read(
+    layers: Mapping[str, Layer],
+) -> tuple[VolumePair, NDArray[np.float64] | None, list[str]]:
+    """Return the pair of the layers, the placement of the moving one, and notes.
+
+    The moving image is read where it was before it was moved; labels are resampled to the grids of
+    their images.
+    """
     from napari_shmoareg.geometry.resample import resample
 
-    volumes = {role: volume_of(layer) for role, layer in layers.items()}
+    placement = placement_of(layers["moving"])
+    volumes = {role: volume_of(layer) for role, layer in layers.items() if role != "moving"}
+    volumes["moving"] = volume_of(layers["moving"], as_placed=False)
+    if placement is not None and "moving_labels" in layers:
+        volumes["moving_labels"] = _labels_of_moved(layers["moving_labels"], placement)
     notes: list[str] = []
     inputs: dict[str, Volume] = dict(volumes)
-    for role in ("moving", "fixed"):
-        labels, image = volumes.get(f"{role}_labels"), volumes[role]
+    for role in ("moving_labels", "fixed_labels", "fixed_mask"):
+        labels, image = volumes.get(role), volumes[role.split("_")[0]]
         if labels is not None and not labels.grid.same_space(image.grid):
-            inputs[f"{role}_labels"] = resample(labels, image.grid)
+            inputs[role] = resample(labels, image.grid)
             notes.append(
                 f"The labels '{labels.name}' are on another grid than their image '{image.name}':"
                 " they were resampled to it by nearest neighbour."
             )
-    return VolumePair(**inputs), notes
+    return VolumePair(**inputs), placement, notes
+
+
+def _labels_of_moved(layer: Layer, placement: NDArray[np.float64]) -> Volume:
+    """Return the labels of a moved image in its own world; they may not have been moved with it."""
+    own = placement_of(layer)
+    if tag(layer, "volume") is not None and (own is None or np.allclose(own, placement)):
+        return volume_of(layer, as_placed=False)
+    labels = volume_of(layer)
+    grid = Grid(labels.grid.shape, np.linalg.inv(placement) @ labels.grid.affine)
+    return replace(labels, grid=grid)
 
 
 def _cuda_memory() -> int:
@@ -288,6 +343,7 @@ class LayerAdder(QObject):
             "moving": False,
             "moving_labels": False,
             "fixed_labels": False,
+            "fixed_mask": False,
             "fixed": True,
         }
         for role, visible in visibility.items():

@@ -114,7 +114,8 @@ def summary(number: int, registration: Registration) -> str:
     lines = [f"#{number} {pair_title(registration)}: done in {seconds:.0f} s."]
     before, after = (report["similarity"][stage]["ncc"] for stage in ("before", "after"))
     if before is not None and after is not None:
-        lines.append(f"Correlation {before:.2f} before, {after:.2f} after.")
+        where = " in the mask" if report.get("similarity_within") == "mask" else ""
+        lines.append(f"Correlation{where} {before:.2f} before, {after:.2f} after.")
     if report["dice"] is not None:
         means = [report["dice"][stage]["mean"] for stage in STAGES]
         if None not in means:
@@ -307,7 +308,9 @@ class RegisterPanel(Panel):
         self.progress.begin()
         self._clear_result()
         self._show(PanelState.registering)
-        self.task.start(LayerRegistration(picked, self.form.settings, number))
+        self.task.start(
+            LayerRegistration(picked, self.form.settings, number, self.pickers.landmarks)
+        )
 
     def _refine(self) -> None:
         """Register the same pair again, with refinement."""
