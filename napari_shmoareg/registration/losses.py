@@ -1,6 +1,6 @@
-"""Losses: similarity, smoothness, routing classification, overlap, total.
+"""Terms of the training loss: similarity, smoothness, routing classification (Eq. 7), overlap.
 
-Sec. III-C, Eq. (7)-(8).  All in float32, outside autocast.
+Sec. III-C; `training.step.total_loss` adds them up to Eq. (8).  All in float32, outside autocast.
 B batch, N experts, k chosen, L labels, D H W space.
 """
 
