@@ -112,7 +112,7 @@ class Gallery:
         viewer = self.viewer
         panel = dock(viewer, "Experts")
         tabs = {panel.tabs.tabText(n): n for n in range(panel.tabs.count())}
-        panel.tabs.setCurrentIndex(tabs["Deformation"])
+        panel.tabs.setCurrentIndex(tabs["Field"])
         for role in ("grid", "jacobian"):
             showing.show_role(viewer, number, role, True)
             self.take(f"gallery-{role}.png")

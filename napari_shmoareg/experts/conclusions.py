@@ -47,13 +47,13 @@ class Evenness(NamedTuple):
 
     @property
     def text(self) -> str:
-        """``chosen almost alike (evenness 0.98 of 1), by close choices (margin 0.01)``."""
-        how = "chosen almost alike" if self.evenness >= EVEN else "chosen unevenly"
+        """``almost alike (evenness 0.98 of 1), by close choices (margin 0.01)``."""
+        how = "almost alike" if self.evenness >= EVEN else "unevenly"
         words = f"{how} (evenness {self.evenness:.2f} of 1)"
         if self.margin is None:
             return words
         by = "close" if self.margin < CLOSE else "clear"
-        return f"{words}, by {by} choices (median margin {self.margin:.2g})"
+        return f"{words}, by {by} choices (margin {self.margin:.1g})"
 
 
 def evenness_of(registration: Registration, part: str) -> Evenness | None:
@@ -85,7 +85,7 @@ def conclusions(
     kernels: Sequence[str],
     regions: tuple[int, int] | None = None,
 ) -> list[Conclusion]:
-    """Say which gates decide, which hardly do, and whether regions differ.
+    """Say which gates decide, which hardly do, and whether regions differ, a sentence each.
 
     Parameters
     ----------
@@ -103,50 +103,44 @@ def conclusions(
     list of Conclusion
         Empty for a registration without experts.
     """
-    found: list[Conclusion] = []
     decoder, encoder = (evenness_of(registration, part) for part in ("decoder", "encoder"))
     if decoder is None and encoder is None:
-        return found
+        return []
+    found = [Conclusion(_importance(card), "What if")]
+    if decoder is not None:
+        text = f"{_favourite(registration, kernels)}; kernels are chosen {decoder.text}"
+        found.append(Conclusion(text, "Maps"))
+    if encoder is not None:
+        found.append(Conclusion(f"Heads are chosen {encoder.text}", "Layers"))
+    if regions is None:
+        text = "Whether regions differ by more than chance was not compared yet"
+    else:
+        text = f"{regions[0]} of {regions[1]} regions differ by more than chance"
+    return [*found, Conclusion(text, "Regions")]
+
+
+def _importance(card: Mapping[str, Any] | None) -> str:
+    """What depends on the choices, by the card of the weights."""
     try:
         phrases = routing_phrases(card or {})
     except InputError as error:
-        phrases = {}
-        found.append(Conclusion(str(error), "What if"))
-    if not phrases and not found:
+        return str(error).rstrip(".")
+    if not phrases:
         unknown = "is unknown: the weights are not at hand"
-        known = unknown if card is None else "was not measured"
-        found.append(Conclusion(f"Whether the choices matter {known}", "What if"))
-    names = {
-        "decoder": "Choice of kernels (decoder)",
-        "encoder": "choice of heads (encoder)",
-        "attention": "attention as a whole",
-    }
-    found += [
-        Conclusion(f"{words}: {phrases[name]}", "What if")
-        for name, words in names.items()
-        if name in phrases
-    ]
-    if decoder is not None:
-        found += [_favourite(registration, kernels), Conclusion(f"kernels {decoder.text}", "Maps")]
-    if encoder is not None:
-        found.append(Conclusion(f"heads {encoder.text}", "Layers"))
-    if regions is None:
-        text = "whether regions differ by more than chance: not compared yet"
-    else:
-        text = f"{regions[0]} of {regions[1]} regions differ by more than chance"
-    found.append(Conclusion(text, "Regions"))
-    return found
+        return f"Whether the choices matter {unknown if card is None else 'was not measured'}"
+    names = {"decoder": "Choice of kernels", "encoder": "choice of heads", "attention": "attention"}
+    return "; ".join(f"{word}: {phrases[name]}" for name, word in names.items() if name in phrases)
 
 
-def _favourite(registration: Registration, kernels: Sequence[str]) -> Conclusion:
-    """The kernel that moves most cells with content at the finest resolution."""
+def _favourite(registration: Registration, kernels: Sequence[str]) -> str:
+    """The kernel that most cells with content chose at the finest resolution."""
     maps = expert_maps(registration)
     finest = [one for one in maps if one.stride == min(each.stride for each in maps)]
     inside = content_cells(registration, finest[0].stride)
     shares = np.array([one.shares(inside) for one in finest])
     most = int(shares.mean(axis=0).argmax())
     along = ", ".join(
-        f"{100 * share:.0f} % along {one.gate.direction}"
+        f"{one.gate.direction} {100 * share:.0f} %"
         for one, share in zip(finest, shares[:, most], strict=True)
     )
-    return Conclusion(f"{kernels[most]} is chosen in most cells with content ({along})", "Maps")
+    return f"{kernels[most]} in most cells without air ({along})"

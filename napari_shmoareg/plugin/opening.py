@@ -124,7 +124,7 @@ def _name_dock(frame: Any, kind: str) -> None:
     if frame.name.startswith(f"{kind} ("):  # else a caller chose a name
         frame.name = name  # napari finds the dock by it
         frame.setObjectName(name)
-        frame.setWindowTitle(name)
+        frame.setWindowTitle(kind)  # the text of its tab
     viewer = frame._ref_qt_viewer().viewer
     draw_in_own_context(viewer)
     _raise_again(viewer)

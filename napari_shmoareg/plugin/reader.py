@@ -238,13 +238,12 @@ def _volume(path: Path, is_labels: bool, volumes: int) -> Volume:
 
 def _layer(volume: Volume, inputs: OpenInputs, **about: Any) -> LayerData:
     """A volume as a layer, with its role."""
-    from napari_shmoareg.plugin.layers import contrast, outline_colours
+    from napari_shmoareg.plugin.layers import contrast
 
     role = _role(volume, inputs)
     data, options = layer_options(volume, role=role, **about)
     if volume.is_labels:
-        options["opacity"] = 0.8
-        return data, options | ({"colormap": outline_colours(role)} if role else {}), "labels"
+        return data, options | {"opacity": 0.8}, "labels"
     return (
         data,
         options | {"colormap": "gray", "contrast_limits": contrast(volume, volume)[0]},

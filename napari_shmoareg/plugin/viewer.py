@@ -57,7 +57,7 @@ def notify(viewer: Viewer, severity: Literal["info", "warning", "error"], text: 
 ORIENTATION: tuple[Literal["towards"], Literal["up"], Literal["left"]] = ("towards", "up", "left")
 ORDERS = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}  # of the axes S, A, R
 OUTLINED = ("warped_labels", "moving_labels", "fixed_labels", "fixed_mask")
-OUTLINE = 2  # voxels
+OUTLINE = 1  # voxel
 
 
 def orient(viewer: Viewer) -> None:
@@ -154,5 +154,8 @@ def _outline(event: Any) -> None:
 
 
 def _outline_layer(layer: Layer) -> None:
-    if tag(layer, "role") in OUTLINED and layer.contour == 0:
-        layer.contour = OUTLINE
+    from napari_shmoareg.plugin.layers import outline_colours
+
+    role = tag(layer, "role")
+    if role in OUTLINED and layer.contour == 0:
+        layer.contour, layer.colormap = OUTLINE, outline_colours(role)

@@ -77,8 +77,8 @@ def test_conclusions_name_what_decides_and_where_it_is_shown(registration):
     found = conclusions(registration, card, KERNELS, regions=(2, 7))
     texts = {one.text: one.topic for one in found}
     words = " ".join(texts)
-    assert "(decoder): 38 % [16, 63] of the gain depends on it" in words
-    assert "(encoder): no effect found (-3 % [-9, 5])" in words
+    assert "kernels: 38 % [16, 63] of the gain depends on it" in words
+    assert "heads: no effect found (-3 % [-9, 5])" in words
     assert texts["2 of 7 regions differ by more than chance"] == "Regions"
     assert {"Maps", "Layers", "What if", "Regions"} == set(texts.values())
     even = evenness_of(registration, "encoder")

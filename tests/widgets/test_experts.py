@@ -144,7 +144,7 @@ def test_the_panel_follows_what_is_switched_in_the_list_of_layers(panel, model, 
         "y",
         2,
     )
-    bring_forward(panel, "Deformation")
+    bring_forward(panel, "Field")
     model.layers["#1 deformation grid"].visible = True
     assert panel.deformation.switches["grid"].isChecked()
     panel.hide()
@@ -158,7 +158,7 @@ def test_a_tab_that_was_behind_shows_how_things_are_when_it_comes_forward(panel,
     panel.show()
     qtbot.waitExposed(panel)
     model.layers["#1 deformation grid"].visible = True
-    bring_forward(panel, "Deformation")
+    bring_forward(panel, "Field")
     assert panel.deformation.switches["grid"].isChecked()
     model.layers["#1 expert z (full)"].visible = True
     bring_forward(panel, "Maps")
@@ -235,10 +235,10 @@ def test_a_line_at_the_top_states_what_the_card_says_of_the_routing(
         assert not panel.conclusions.isHidden() and panel.conclusions.toolTip()
     assert "weights are not at hand" in said["none"] and "was not measured" in said["plain"]
     assert "cannot be read" in said["odd"]
-    assert "(decoder): 45 % [38, 52] of the gain depends on it" in said["scored"]
-    assert "(encoder): no effect found (-5 % [-12, 3])" in said["scored"]
+    assert "kernels: 45 % [38, 52] of the gain depends on it" in said["scored"]
+    assert "heads: no effect found (-5 % [-12, 3])" in said["scored"]
     for topic in ("What if", "Maps", "Layers", "Regions"):
-        assert f'<a href="{topic}">' in said["scored"]
+        assert f'<a href="{topic}"' in said["scored"]
         panel.conclusions.linkActivated.emit(topic)
         assert panel.tabs.tabText(panel.tabs.currentIndex()) == topic
 
@@ -360,7 +360,7 @@ def test_a_narrow_panel_keeps_every_tab_in_reach(panel, qtbot):
         panel.tabs.setCurrentIndex(index)
         page, own = (
             panel.tabs.currentWidget(),
-            bar.tabText(index) in ("Maps", "Layers", "Deformation"),
+            bar.tabText(index) in ("Maps", "Layers", "Field"),
         )
         qtbot.waitUntil(
             lambda page=page, own=own: (
@@ -410,7 +410,7 @@ def test_a_removed_layer_is_made_again_when_it_is_asked_for(panel, model):
     for layer in [layer for layer in model.layers if tag(layer, "role") == "expert_map"]:
         model.layers.remove(layer)
     panel.reset_choices()
-    bring_forward(panel, "Deformation")
+    bring_forward(panel, "Field")
     panel.deformation.switches["arrows"].setChecked(True)
     assert visible(model, "arrows") == ["#1 displacement"]
     panel.decoder.on.setChecked(True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from napari.utils.notifications import show_error, show_info
 from qtpy.QtCore import QPoint, Qt
-from qtpy.QtGui import QColor, QIcon, QPainter, QPixmap, QPolygon
+from qtpy.QtGui import QColor, QIcon, QPainter, QPixmap, QPolygon, QShowEvent
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QApplication,
@@ -285,6 +285,7 @@ class FigureTable(QTableWidget):
         assert rows is not None and columns is not None
         rows.setVisible(False)
         self._columns, modes = columns, QHeaderView.ResizeMode
+        self._fitted = 0  # rows that the height was set to
         columns.setSectionResizeMode(modes.Stretch if stretch == "all" else modes.ResizeToContents)
         if stretch == "first":
             columns.setSectionResizeMode(0, modes.Stretch)
@@ -313,6 +314,12 @@ class FigureTable(QTableWidget):
 
     def fit(self, rows: int) -> None:
         """Set the height to this number of rows, plus the scroll bar if needed."""
+        self._fitted = rows
+        off, needed = (
+            Qt.ScrollBarPolicy.ScrollBarAlwaysOff,
+            Qt.ScrollBarPolicy.ScrollBarAsNeeded,
+        )
+        self.setVerticalScrollBarPolicy(off if rows >= self.rowCount() else needed)
         height = (
             self._columns.sizeHint().height()
             + 2 * self.frameWidth()
@@ -322,6 +329,12 @@ class FigureTable(QTableWidget):
         stretched = self._columns.sectionResizeMode(0) == QHeaderView.ResizeMode.Stretch
         wide = self._columns.length() > self.width() and not stretched
         self.setFixedHeight(height + (bar.sizeHint().height() if bar is not None and wide else 2))
+
+    def showEvent(self, event: QShowEvent | None) -> None:
+        """Set the height again: rows have their height in the window's style only now."""
+        super().showEvent(event)
+        if self._fitted:
+            self.fit(self._fitted)
 
     def selected_rows(self) -> list[int]:
         """Return the selected rows."""

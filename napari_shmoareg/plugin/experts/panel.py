@@ -63,7 +63,7 @@ TABS: tuple[tuple[str, str, tuple[Callable[[Any], Section], ...]], ...] = (
     ),
     ("Regions", "Loads within labels or shapes, and how they differ", (RegionView,)),
     ("What if", "Silence or force experts, run again, and see what changes", (WhatIfView,)),
-    ("Deformation", "Grid, arrows and volume change", (DeformationSection,)),
+    ("Field", "The deformation: grid, arrows and volume change", (DeformationSection,)),
 )
 CONCLUSIONS_TIP = (
     "What may be concluded for this registration; each part links to the tab that shows it. Shares"
@@ -72,6 +72,8 @@ CONCLUSIONS_TIP = (
     " all passes; for attention, if its output is removed. Evenness, margins and shares are of this"
     " registration, over cells that show more than air"
 )
+LINK = "#339af0"  # legible on dark and on light themes
+NARROW_TABS = "QTabBar::tab { padding: 3px 4px; margin: 0px; }"  # all six fit side by side
 # events of layers
 FOLLOWED = ("visible", "opacity", "name", "selected_label", "show_selected_label")
 EMPTY = "No registration is open. Register a pair (panel Register), or open a registration folder."
@@ -107,6 +109,7 @@ class ExpertsPanel(Panel):
         self.tabs = QTabWidget()
         self.tabs.setDocumentMode(True)
         self.tabs.setUsesScrollButtons(True)
+        self.tabs.setStyleSheet(NARROW_TABS)
         bar = self.tabs.tabBar()
         assert bar is not None
         bar.setDrawBase(False)
@@ -294,8 +297,7 @@ def _conclusions(registration: Registration, regions: tuple[int, int] | None) ->
     if _CONCLUSIONS.get(registration, (None, ""))[0] != (weights, regions):
         names = expert_names(registration, len(registration.kernels))
         found = conclusions(registration, card_of(weights), names, regions)
-        parts = [f'{escape(one.text)} <a href="{one.topic}">{one.topic}</a>' for one in found]
-        text = "; ".join(parts)
-        sentence = f"{text[:1].upper()}{text[1:]}." if text else ""
-        _CONCLUSIONS[registration] = (weights, regions), sentence
+        link = '<a href="{0}" style="color:{1}">{0}</a>'
+        parts = [f"{escape(one.text)} ({link.format(one.topic, LINK)})." for one in found]
+        _CONCLUSIONS[registration] = (weights, regions), " ".join(parts)
     return _CONCLUSIONS[registration][1]

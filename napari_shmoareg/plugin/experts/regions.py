@@ -404,7 +404,7 @@ class RegionView(Section):
         self.compute.setToolTip(
             "Count the choices of the cells of every region; takes a few seconds per gate"
         )
-        self.with_movement = QCheckBox("And how far each expert moved them, mm")
+        self.with_movement = QCheckBox("Movement by expert, mm")
         self.with_movement.setToolTip(
             "Split the movement of each region (residuals of Eq. 6) by the experts that made it,"
             " for gates of the decoder. Runs the network again; takes seconds"
