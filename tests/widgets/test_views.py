@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from napari.components import ViewerModel
+from qtpy.QtWidgets import QTableWidget
 
 from napari_shmoareg.figures.panels import middle
 from napari_shmoareg.geometry import Grid, Volume
-from napari_shmoareg.plugin.layers import add_layers, layers_of_pair
+from napari_shmoareg.plugin.layers import add_layers, layers_of, layers_of_pair
+from napari_shmoareg.plugin.opening import dock
 from napari_shmoareg.plugin.placement import layer_options, to_viewer
 from napari_shmoareg.plugin.viewer import (
     axial,
@@ -71,7 +74,7 @@ def test_labels_that_come_later_are_outlined_and_what_a_person_set_is_kept(pair)
     set_up_viewer(viewer)
     set_up_viewer(viewer)
     added = add_layers(viewer, layers_of_pair(pair))
-    assert [layer.contour for layer in added[2:]] == [2, 2]
+    assert [layer.contour for layer in added[2:]] == [1, 1]
     added[2].contour = 0
     set_up_viewer(viewer)
     assert added[2].contour == 0
@@ -82,3 +85,38 @@ def test_labels_of_others_are_not_outlined():
     viewer = ViewerModel()
     set_up_viewer(viewer)
     assert viewer.add_labels(np.ones((3, 4, 5), int)).contour == 0
+
+
+@pytest.mark.slow
+def test_nothing_is_cut_at_the_panels_own_width_in_a_window_of_1400_pixels(
+    viewer, registration, plugin, qtbot
+):
+    """Panels are tabbed, the six tabs of Experts stand side by side, and cells show whole texts."""
+    window = viewer.window._qt_window
+    window.resize(1400, 950)
+    pair = [layer for layer in layers_of_pair(registration.pair) if layer[2] == "image"]
+    add_layers(viewer, pair + layers_of(registration, 1))
+    panels = [dock(viewer, name) for name in ("Register", "Quality", "Experts")]
+    qtbot.wait(300)
+    frames = [panel.parentWidget() for panel in panels]
+    tabbed = window.tabifiedDockWidgets(frames[0])
+    assert set(frames[1:]) <= set(tabbed) and window.width() <= 1400
+    assert [frame.windowTitle() for frame in frames] == ["Register", "Quality", "Experts"]
+    bar = panels[2].tabs.tabBar()
+    assert bar.count() == 6
+    rects = [bar.tabRect(n) for n in range(6)]
+    assert rects[-1].right() <= bar.width() and bar.rect().contains(rects[0])
+    for panel in panels:
+        panel.parentWidget().raise_()
+        qtbot.wait(100)
+        tables = [each for each in panel.findChildren(QTableWidget) if each.isVisible()]
+        for table in tables:
+            assert not table.verticalScrollBar().isVisible()
+            for row in range(table.rowCount()):
+                for column in range(table.columnCount()):
+                    item = table.item(row, column)
+                    space = table.columnWidth(column) - 6
+                    wide = table.fontMetrics().horizontalAdvance(item.text())
+                    assert wide <= space, (type(panel).__name__, item.text(), wide, space)
+        if panel is panels[1]:
+            assert tables

@@ -301,7 +301,7 @@ class QualityTable(QWidget):
         self.labels.fit(min(len(labels), LABELS_SHOWN))
 
 
-WIDTH = 320
+WIDTH = 344  # no figure of the table is cut
 INVITE = "Register a pair, or open the folder of a registration, to assess its quality here."
 
 
