@@ -406,8 +406,8 @@ def _error_message(path: str, error: Exception) -> str:
 
 
 def _reason_first(text: str, path: str) -> str:
-    """Put the whole path last, on a line of its own; in the text only its name remains."""
-    return f"{text.replace(path, Path(path).name)}\n{path}"
+    """Put the whole path last; in the text only its name remains."""
+    return f"{text.replace(path, Path(path).name)} File: {path}"
 
 
 def _open_path(path: str, inputs: OpenInputs) -> list[LayerData]:

@@ -156,6 +156,7 @@ def test_the_network_runs_in_evaluation_and_inference_mode_and_gets_its_mode_bac
         "similarity": "auto",
         "contrast": "auto",
         "keep": "best",
+        "fill": "auto",
         "untrained": False,
     }
     asked |= {"smoothness": "accurate"}

@@ -584,14 +584,14 @@ def test_a_data_set_with_labels_proposes_their_loss(qtbot):
 
     view = DataView(ViewerModel())
     qtbot.addWidget(view)
-    settings = {"overlap_weight": 0.0}
-    view.get_settings = lambda: (settings, "auto", None)
+    off = [True]
+    view.labels_unused = lambda: off[0]
     scan = {"skipped": "", "labels": [1, 2]}
     for scans, offered in (([scan, scan], True), ([scan, scan | {"labels": None}], False)):
         view._scans = scans
         view.offer_labels()
         assert view.use_labels.isHidden() is not offered
     view._scans = [scan]
-    settings["overlap_weight"] = 1.0
+    off[0] = False
     view.offer_labels()
     assert view.use_labels.isHidden()

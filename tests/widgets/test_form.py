@@ -12,6 +12,7 @@ from qtpy.QtWidgets import QFileDialog, QFormLayout
 
 import napari_shmoareg
 from napari_shmoareg.plugin.controls.forms import FILE, LABELS
+from napari_shmoareg.plugin.preferences import PLUGIN
 from napari_shmoareg.plugin.register.form import (
     CHOICES,
     CUSTOM,
@@ -21,7 +22,7 @@ from napari_shmoareg.plugin.register.form import (
     from_preferences,
     to_preferences,
 )
-from napari_shmoareg.plugin.register.panel import PAGE, PLUGIN, load_settings, save_settings
+from napari_shmoareg.plugin.register.panel import PAGE, load_settings, save_settings
 from napari_shmoareg.registration.refinement import SMOOTHNESS
 from napari_shmoareg.settings import RegistrationRequest, RegistrationSettings, help_texts
 

@@ -348,6 +348,8 @@ class DataView(QWidget):
         )
         # returns the folder for prepared scans; None if there is no folder for a new run
         self.get_prepared: Callable[[], Path | None] = lambda: None
+        # whether the loss of the labels is off
+        self.labels_unused: Callable[[], bool] = lambda: False
         self._scans: list[Mapping[str, Any]] = []
         self._shown_run: object = None  # what was last shown of a run
         self.check.clicked.connect(self._toggle_check)
@@ -377,8 +379,7 @@ class DataView(QWidget):
         """Propose the loss of the labels if all checked scans have them and it is off."""
         usable = [scan for scan in self._scans if not scan["skipped"]]
         labelled = bool(usable) and all(scan["labels"] for scan in usable)
-        off = self.get_settings()[0].get("overlap_weight") == 0
-        self.use_labels.setVisible(labelled and off and not self.checking.busy)
+        self.use_labels.setVisible(labelled and self.labels_unused() and not self.checking.busy)
 
     def cancel_check(self) -> None:
         """Cancel the check when a run starts, which does its own."""

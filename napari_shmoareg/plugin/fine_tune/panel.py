@@ -115,6 +115,7 @@ class FineTunePanel(Panel):
         self._parts: tuple[Any, dict[str, str]] = (None, {})
         self._lay_out()
         self.run.changed.connect(self._release_watched)
+        self.data.labels_unused = self._labels_unused
         self.data.labels_requested.connect(self._use_labels)
         self.form.changed.connect(self.data.offer_labels)
         for changed in (
@@ -224,6 +225,10 @@ class FineTunePanel(Panel):
         else:
             self.follower.request(action)
             self._show_run()
+
+    def _labels_unused(self) -> bool:
+        field = self.form.fields["overlap_weight"]
+        return not field.error and field.value == 0
 
     def _use_labels(self) -> None:
         """Turn on the loss of the labels; the field in the tab Settings shows it."""

@@ -63,8 +63,8 @@ class RequestBuilder(QObject):
 
     @property
     def can_resume(self) -> bool:
-        """Whether the folder contains a run to resume: one that saved a state."""
-        return self.folder_state.has_run and not self.folder_state.is_empty
+        """Whether the folder contains a run to resume."""
+        return self.folder_state.has_run and not self.can_restart
 
     @property
     def can_restart(self) -> bool:
