@@ -78,7 +78,7 @@ def test_a_bare_w_opens_the_register_panel_and_loads_no_torch(napari):
 def test_the_demo_registers_and_shows_its_experts(napari):
     quick = 'registration:\n  size: "48"\n  affine: none\n'
     seen = napari(
-        "--plugin", "shmoareg", "shmoareg://demo", wait_for="12 Register Experts", kept=quick
+        "--plugin", "shmoareg", "shmoareg://demo", wait_for="7 Register Experts", kept=quick
     )
     assert seen["errors"] == [] and seen["docked"] == ["Experts (shmoareg)", "Register (shmoareg)"]
     roles = {role for _, role, _ in seen["layers"].values()}
@@ -89,7 +89,6 @@ def test_the_demo_registers_and_shows_its_experts(napari):
         "fixed_labels",
         "warped",
         "expert_map",
-        "arrows",
     }
     assert [
         name for name, (_, role, shown) in seen["layers"].items() if shown and role == "expert_map"
@@ -99,7 +98,7 @@ def test_the_demo_registers_and_shows_its_experts(napari):
 
 def test_a_registration_folder_opens_under_pyside6_too(napari, registration, tmp_path):
     write_registration(registration, tmp_path / "results", weights="untrained", figures=False)
-    seen = napari("--plugin", "shmoareg", "results", wait_for="12 Experts", binding="pyside6")
+    seen = napari("--plugin", "shmoareg", "results", wait_for="6 Experts", binding="pyside6")
     assert seen["binding"].lower() == "pyside6" and seen["errors"] == []
     assert seen["docked"] == ["Experts (shmoareg)"] and seen["layers"]["#1 warped"] == [
         "image",
