@@ -162,6 +162,19 @@ def resample(volume: Volume, grid: Grid, *, world_map: NDArray[np.float64] | Non
     )
 
 
+def resample_mask(mask: Volume, grid: Grid) -> NDArray[np.bool_]:
+    """The voxels of a grid in a mask, (I, J, K); those that hold any of it if it is too thin to be
+    met by nearest neighbour.
+    """
+    found: NDArray[np.bool_] = resample(mask, grid).values != 0
+    if not found.any():
+        voxels = np.argwhere(mask.values != 0)
+        index = np.rint(grid.to_index(mask.grid.to_world(voxels))).astype(int)
+        held = index[np.all((index >= 0) & (index < grid.shape), axis=1)]
+        found[tuple(held.T)] = True
+    return found
+
+
 def _smoothed(volume: Volume, sigma: NDArray[np.float64], corners: Points) -> Volume:
     """Smooth the part of an image between the given voxel indices."""
     reach = np.ceil(TRUNCATE * sigma) + 1

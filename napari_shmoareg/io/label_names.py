@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,10 @@ GUESSED = "FreeSurfer's codes (guessed from the label values)"
 
 _SNAP = re.compile(r'(\d+)\s+\d+\s+\d+\s+\d+\s+[\d.]+\s+\d+\s+\d+\s+"(.*)"')
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
-_COLUMNS = {"label": ("index", "labelvalue", "label", "value", "id"), "name": ("name", "structure")}
+_COLUMNS = {
+    "label": ("labelvalue", "label", "index", "value", "id"),
+    "name": ("name", "structure"),
+}
 _UNNAMED = {"", "(none)"}
 Entries = Iterator[tuple[object, object]]
 
@@ -88,9 +91,10 @@ def find_label_names(path: str | Path, labels: Collection[int]) -> LabelNames:
     """Find the names of the labels of a map.
 
     In this order: a file of names with the map's own file name; ``dataset.json`` in its folder or
-    the one above; a table of BIDS whose name ends the map's (``dseg.tsv``), up to four folders
-    above; the only colour table or label description in its folder, if it names all labels;
-    FreeSurfer's codes, if the labels look like them (`freesurfer_names`).
+    the one above, if it names all labels; a table of BIDS whose name ends the map's
+    (``dseg.tsv``), up to four folders above; the only colour table or label description in its
+    folder, if it names all labels; FreeSurfer's codes, if the labels look like them
+    (`freesurfer_names`).
 
     Parameters
     ----------
@@ -137,9 +141,12 @@ def _files_beside(path: Path) -> Iterator[tuple[Path, bool]]:
     """Yield files that may name the labels, and whether they have to name all of them."""
     folder, name = path.parent, stem(path)
     own = [f"{name}{tail}" for tail in (".ctbl", ".label", ".lut", "LUT.txt", "_LUT.txt")]
-    for file in (*(folder / each for each in own), folder / DATASET, folder.parent / DATASET):
+    for file in (folder / each for each in own):
         if file.is_file():
             yield file, False
+    for file in (folder / DATASET, folder.parent / DATASET):
+        if file.is_file():
+            yield file, True
     for parent in [folder, *folder.parents][:5] if name.endswith("dseg") else ():
         for file in _entries_of(parent, lambda file: file.name.endswith("dseg.tsv")):
             if f"_{name}".endswith(f"_{stem(file)}"):
@@ -208,40 +215,50 @@ def _table_entries(path: Path) -> Entries:
 def _text_entries(path: Path) -> Entries:
     """Number and name of the lines of a colour table or a label description."""
     strange: list[int] = []
-    for count, line in enumerate(read_text(path, WHAT, limit=LARGEST_FILE).splitlines(), start=1):
-        line = line.strip()
-        if not line or line.startswith(("#", "//", "%")):
-            continue
-        entry = _text_entry(line)
+    text = read_text(path, WHAT, limit=LARGEST_FILE)
+    lines = {count: line.strip() for count, line in enumerate(text.splitlines(), start=1)}
+    lines = {n: line for n, line in lines.items() if line and not line.startswith(("#", "//", "%"))}
+    ends = [_trailing_numbers(line.split()[1:]) for line in lines.values()]
+    colour = min((count for count in ends if count), default=0)  # 3, or 4 with opacity
+    for count, line in lines.items():
+        entry = _text_entry(line, min(colour, 4))
         if entry is None:
             strange.append(count)
         else:
             yield entry
     if strange:
-        lines = f"line {strange[0]}" + (f" and {len(strange) - 1} more" if len(strange) > 1 else "")
+        where = f"line {strange[0]}" + (f" and {len(strange) - 1} more" if len(strange) > 1 else "")
         warnings.warn(
-            f"{path}: {lines} cannot be understood as a number, a name and a colour, and was"
+            f"{path}: {where} cannot be understood as a number, a name and a colour, and was"
             " skipped.",
             UserWarning,
             stacklevel=4,
         )
 
 
-def _text_entry(line: str) -> tuple[str, str] | None:
-    """Number and name of one line of ITK-SNAP, FreeSurfer or 3D Slicer; None if it is neither."""
+def _trailing_numbers(words: Sequence[str]) -> int:
+    """How many of some words are numbers at their end, leaving one for a name."""
+    count = 0
+    while count < len(words) - 1 and _NUMBER.fullmatch(words[-1 - count]):
+        count += 1
+    return count
+
+
+def _text_entry(line: str, colour: int) -> tuple[str, str] | None:
+    """Number and name of one line of ITK-SNAP, FreeSurfer or 3D Slicer, whose tables have `colour`
+    numbers at the end of a line; None if it is neither.
+    """
     snap = _SNAP.fullmatch(line)
     if snap is not None:
         return snap[1], snap[2]
     number, *words = line.split()
     if _label(number) is None or not words:
         return None
-    numbers = 0  # after the name: the colour, with or without opacity
-    while numbers < len(words) - 1 and _NUMBER.fullmatch(words[-1 - numbers]):
-        numbers += 1
+    numbers = _trailing_numbers(words)  # after the name: the colour, with or without opacity
     if numbers == len(words) - 1 and _NUMBER.fullmatch(words[0]):
         return None
     if numbers < len(words) - 1:  # a name of several words may end with a number
-        numbers = min(numbers, 4)
+        numbers = min(numbers, colour)
     return number, " ".join(words[: len(words) - numbers] if numbers >= 3 else words)
 
 

@@ -28,7 +28,15 @@ NAME = "Linked views (shmoareg)"
 # what a view shows as the viewer does, by type; other layers follow the viewer's slice
 FOLLOWED = {
     "image": ("visible", "opacity", "blending", "colormap", "contrast_limits", "gamma"),
-    "labels": ("visible", "opacity", "blending", "colormap", "contour", "show_selected_label"),
+    "labels": (
+        "visible",
+        "opacity",
+        "blending",
+        "colormap",
+        "contour",
+        "selected_label",
+        "show_selected_label",
+    ),
 }
 PLACED = ("scale", "translate", "affine")
 REFRESH = 60  # ms between redrawing data that were changed in place

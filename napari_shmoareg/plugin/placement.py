@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -348,6 +348,22 @@ def placement_of(layer: Layer) -> NDArray[np.float64] | None:
     original[:3, :3], original[:3, 3] = np.diag(scale[::-1]), translate[::-1]
     current = _data_to_ras(layer)
     return None if np.allclose(current, original, atol=1e-6) else current @ np.linalg.inv(original)
+
+
+def volume_before(layer: Layer, placement: NDArray[np.float64] | None) -> Volume:
+    """The volume of a layer where its image was before it was moved by `placement`, if at all.
+
+    A layer of this plugin that was not moved, or was moved alike, gives its volume in its own
+    world; the placement of any other layer is taken back.
+    """
+    if placement is None:
+        return volume_of(layer)
+    own = placement_of(layer)
+    if tag(layer, "volume") is not None and (own is None or np.allclose(own, placement)):
+        return volume_of(layer, as_placed=False)
+    volume = volume_of(layer)
+    grid = Grid(volume.grid.shape, np.linalg.inv(placement) @ volume.grid.affine)
+    return replace(volume, grid=grid)
 
 
 def to_viewer(points: ArrayLike) -> NDArray[np.float64]:

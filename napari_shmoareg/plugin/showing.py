@@ -43,7 +43,12 @@ def layers_in_role(viewer: Viewer, number: int, role: str) -> list[Layer]:
     registration = open_registrations(viewer).get(number)
     if registration is not None and not layers_of_registration(viewer, number, role):
         made = map_layers(registration, number, role)
-        wanted = [each for each in made if each[1]["metadata"][KEY]["role"] in (role, "folding")]
+        roles = [each[1]["metadata"][KEY]["role"] for each in made]
+        wanted = [
+            each
+            for each, own in zip(made, roles, strict=True)
+            if own in (role, "folding") and not layers_of_registration(viewer, number, own)
+        ]
         add_layers(viewer, wanted)
     return layers_of_registration(viewer, number, role)
 

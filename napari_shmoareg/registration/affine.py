@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter
 
 from napari_shmoareg.errors import NoOverlapError
 from napari_shmoareg.geometry import Grid, Transform, Volume, VolumePair, apply_affine, inside
-from napari_shmoareg.geometry.resample import resample
+from napari_shmoareg.geometry.resample import resample, resample_mask
 from napari_shmoareg.registration.agreement import BINS, Agreement, CoarseImages, Matrix
 from napari_shmoareg.registration.intensity import Intensity
 from napari_shmoareg.registration.start_search import search
@@ -47,7 +47,10 @@ class CoarsePair:
     @classmethod
     def of(cls, pair: VolumePair) -> CoarsePair:
         moving, fixed, mask = _coarse(pair.moving), _coarse(pair.fixed), pair.fixed_mask
-        return cls(moving, fixed, None if mask is None else resample(mask, fixed.grid))
+        if mask is None:
+            return cls(moving, fixed)
+        inside = resample_mask(mask, fixed.grid).astype(np.uint8)
+        return cls(moving, fixed, Volume(inside, fixed.grid, mask.name, is_labels=True))
 
     @property
     def detail(self) -> CoarsePair:

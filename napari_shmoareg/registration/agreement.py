@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from napari_shmoareg.geometry import Grid, Volume, VolumePair, apply_affine
-from napari_shmoareg.geometry.resample import resample
+from napari_shmoareg.geometry.resample import resample, resample_mask
 from napari_shmoareg.registration.intensity import Intensity
 from napari_shmoareg.registration.similarity import information
 
@@ -92,7 +92,7 @@ class CoarseImage:
             ((index >= -0.5) & (index <= np.array(volume.grid.shape) - 0.5)).all(axis=-1)
         )
         if mask is not None:
-            in_view &= resample(mask, grid).values != 0
+            in_view &= resample_mask(mask, grid)
         empty = float(intensity.scale(np.array([intensity.background]))[0])
         content = in_view & (np.abs(values - empty) > 0.05)
         mean = gaussian_filter(values, DETAIL_SIGMA)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -365,9 +365,9 @@ def register(
         if bend is not None:
             fields = {"initial": torch.zeros((1, 3, *conformed.grid.shape)), **fields}
         stages |= {name: conformed.transform(u) for name, u in fields.items()}
-        similarity, kept, choices["kept"] = _compare(
-            pair, stages, settings.keep, placed=initial is not None
-        )
+        out = ("before",) if initial is not None else ()
+        out = (*out, "affine") if bend is not None else out
+        similarity, kept, choices["kept"] = _compare(pair, stages, settings.keep, out)
     transform = _on_grid(stages[kept], conformed)
     with phase("warp"):
         warped = warp_pair(pair, transform, settings.fill)
@@ -439,17 +439,17 @@ def _settings(
 
 
 def _compare(
-    pair: VolumePair, stages: dict[str, Transform], keep: str, *, placed: bool
+    pair: VolumePair, stages: dict[str, Transform], keep: str, out: Collection[str]
 ) -> tuple[dict[str, Similarity | None], str, str]:
     """Return the similarity at every stage and "after", the stage to keep, and the reason.
 
-    `placed`: by an initial transform, so that the headers alone are not an option.
+    The stages `out` are measured but not kept: they leave out a part of an initial transform.
     """
     found = {"before": compare_images(pair, stages["before"])}
     for name, stage in stages.items():
         is_identity = stage.field is None and np.array_equal(stage.affine, np.eye(4))
         found[name] = found["before"] if is_identity else compare_images(pair, stage)
-    options = {name: value for name, value in found.items() if not (placed and name == "before")}
+    options = {name: value for name, value in found.items() if name not in out}
     kept, why = choose_stage(options, keep)
     return found | {"after": found[kept]}, kept, why
 

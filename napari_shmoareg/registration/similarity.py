@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
-from napari_shmoareg.geometry import Grid, Transform, VolumePair, field, inside, pull
+from napari_shmoareg.geometry import Grid, Transform, Volume, VolumePair, field, inside, pull
 from napari_shmoareg.registration.intensity import Intensity
 
 
@@ -261,16 +261,20 @@ def compare_images(pair: VolumePair, transform: Transform) -> Similarity | None:
         None if the images do not overlap.
     """
     step = int(np.ceil((pair.fixed.values.size / POINTS) ** (1 / 3)))
-    values = pair.fixed.values[::step, ::step, ::step]
+    first = _first_samples(pair.fixed_mask, step)
+    sampled = tuple(slice(start, None, step) for start in first)
+    values = pair.fixed.values[sampled]
     i, j, k = values.shape
-    grid = Grid((i, j, k), pair.fixed.grid.affine @ np.diag([step, step, step, 1.0]))
+    to_voxel = np.diag([step, step, step, 1.0])
+    to_voxel[:3, 3] = first
+    grid = Grid((i, j, k), pair.fixed.grid.affine @ to_voxel)
     points = transform.map_points(
         grid.to_world(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1))
     )
     in_view = inside(pair.moving.grid, points)
     counted = np.ones(grid.shape, dtype=bool)
     if pair.fixed_mask is not None:
-        counted = pair.fixed_mask.values[::step, ::step, ::step] != 0
+        counted = pair.fixed_mask.values[sampled] != 0
         in_view &= counted
     if not in_view.any():
         return None
@@ -294,6 +298,19 @@ def compare_images(pair: VolumePair, transform: Transform) -> Similarity | None:
         local=_local_correlation(*smooth, in_view, in_view & (contents[0] | contents[1])),
         coverage=_coverage(pair, grid, in_view, contents[0], contents[1], scales[0]),
     )
+
+
+def _first_samples(mask: Volume | None, step: int) -> list[int]:
+    """The first voxel along each axis of every `step`-th, so that a thin mask is met."""
+    if mask is None:
+        return [0, 0, 0]
+    found, inside = [], mask.values != 0
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        counts = inside.sum(axis=others)
+        met = [int(counts[start::step].sum()) for start in range(min(step, len(counts)))]
+        found.append(int(np.argmax(met)))
+    return found
 
 
 def _local_correlation(

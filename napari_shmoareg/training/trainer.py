@@ -92,10 +92,11 @@ def divergence_error(
     if folder.best.is_file():
         kept += f"The best by validation are in {folder.best}. "
         start = f" --from {folder.best}"
+    scans = ", or check these scans for extreme values and leave them out"
+    scans = "" if isinstance(train, SyntheticPairs) else scans
     return InputError(
         f"{str(error).split('; the weights')[0]} ({names}). {kept}Resuming would fail there"
-        f" again: start another run{start} with a lower --learning-rate, or check these scans"
-        " for extreme values and leave them out."
+        f" again: start another run{start} with a lower --learning-rate{scans}."
     )
 
 
@@ -442,9 +443,11 @@ def _open_dataset(plan: Plan, folder: RunFolder, resume: bool) -> Dataset | list
     except InputError as error:
         if not resume or Path(plan.dataset.path).exists():
             raise
+        command = f"fine-tune DATASET --out {folder.path} --resume"
+        if plan.is_synthetic:
+            command = f"pretrain MAPS --run {folder.path}"
         raise InputError(
-            f"{error} If it was moved, give its new path: shmoareg fine-tune DATASET --out"
-            f" {folder.path} --resume"
+            f"{error} If it was moved, give its new path: shmoareg {command}"
         ) from error
 
 

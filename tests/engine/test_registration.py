@@ -27,6 +27,7 @@ from napari_shmoareg.model import NetworkOutput, RoutingTrace, SHMoAReg, SHMoARe
 from napari_shmoareg.registration.intensity import Intensity
 from napari_shmoareg.registration.register import Registration, register
 from napari_shmoareg.registration.replay import Replay
+from napari_shmoareg.registration.similarity import compare_images
 
 PHASES = ["align", "conform", "network", "measure", "warp"]
 
@@ -484,3 +485,14 @@ def test_a_mask_that_compares_nothing_is_refused(pair):
         register(tiny, None, affine="none", size=16, refine=5)
     with pytest.raises(InputError, match="The fixed mask 'moving_labels' is on another grid"):
         replace(pair, fixed_mask=pair.moving_labels)
+
+
+def test_a_mask_of_one_slice_is_met_by_every_sample(pair, monkeypatch):
+    from napari_shmoareg.registration import similarity
+    from napari_shmoareg.registration.agreement import CoarseImage
+
+    monkeypatch.setattr(similarity, "POINTS", 200)
+    for at in range(6, 11):
+        thin = masked(pair, slice(at, at + 1))
+        assert compare_images(thin, Transform(np.eye(4))) is not None
+    assert CoarseImage.of(pair.fixed, 9.0, masked(pair, slice(7, 8)).fixed_mask).in_view.any()

@@ -219,3 +219,23 @@ def test_real_brains_are_named_by_freesurfer_and_other_real_maps_not(shared_data
     head = shared_data / "labelmaps" / "training_seg_01.nii.gz"
     labels = np.unique(np.asarray(nibabel.load(head).dataobj)).astype(int).tolist()
     assert find_label_names(head, labels).get(258 if 258 in labels else 17)
+
+
+def test_a_dataset_json_that_does_not_name_all_labels_is_of_another_map(tmp_path):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (tmp_path / "dataset.json").write_text('{"labels": {"1": "liver", "2": "tumour"}}', "utf-8")
+    assert find_label_names(folder / "map.nii.gz", [1, 2]).names == {1: "liver", 2: "tumour"}
+    assert not find_label_names(folder / "map.nii.gz", [1, 2, 117])
+
+
+def test_a_row_number_is_not_taken_for_a_label(tmp_path):
+    (tmp_path / "a.csv").write_text("index,label,name\n0,5,liver\n1,7,spleen\n", encoding="utf-8")
+    assert read_label_names(tmp_path / "a.csv").names == {5: "liver", 7: "spleen"}
+
+
+def test_a_number_at_the_end_of_a_name_is_not_part_of_a_colour(tmp_path):
+    lines = "5 Lobule 6 128 128 128\n6 Lobule 7 1 2 3\n7 Vermis 9 8 7\n"
+    (tmp_path / "a.ctbl").write_text(lines, encoding="utf-8")
+    names = read_label_names(tmp_path / "a.ctbl").names
+    assert names == {5: "Lobule 6", 6: "Lobule 7", 7: "Vermis"}

@@ -21,8 +21,15 @@ from napari_shmoareg.io import write_registration
 from napari_shmoareg.io.report import read_registration_summary
 from napari_shmoareg.plugin.controls.tables import cautions_of, table_of
 from napari_shmoareg.plugin.layers import add_layers, layers_of, layers_of_pair
-from napari_shmoareg.plugin.placement import tag, to_layer_geometry, to_viewer
+from napari_shmoareg.plugin.placement import (
+    layer_options,
+    placement_of,
+    tag,
+    to_layer_geometry,
+    to_viewer,
+)
 from napari_shmoareg.plugin.quality import panel as panel_module
+from napari_shmoareg.plugin.quality.apply_box import carry_layer
 from napari_shmoareg.plugin.quality.panel import QualityPanel
 from napari_shmoareg.plugin.register.job import LayerAdder, RegistrationResult
 from napari_shmoareg.plugin.registrations import layers_of_registration
@@ -618,3 +625,37 @@ def test_the_edge_of_a_swipe_is_drawn_where_the_images_meet(viewer, panel, compa
     assert corners[0, axis] < at < corners[-1, axis]
     compare("blend")
     assert edge not in viewer.layers
+
+
+def test_what_belongs_to_a_moved_image_is_carried_from_where_it_lies(registration):
+    """The transform refers to the file of the moving image, not to where a person dragged it."""
+    from napari.layers import Image, Points
+
+    pair, shift = registration.pair, np.array([30.0, -12.0, 7.0])  # mm, R A S
+    placement = np.eye(4)
+    placement[:3, 3] = shift
+    data, options = layer_options(pair.moving, role="moving")
+    moving = Image(data, **options)
+    moving.affine = np.block([[np.eye(3), shift[::-1][:, None]], [np.eye(4)[3:]]])
+    np.testing.assert_allclose(placement_of(moving), placement, atol=1e-9)
+    image, _, _ = carry_layer(moving, registration, 1, placement=placement)
+    expected, _, _ = layers_of(registration, 1)[0]
+    np.testing.assert_allclose(image, expected, atol=1e-3)
+    middle = pair.fixed.grid.centre
+    there = registration.transform.map_points(middle) + shift
+    point = Points([there[::-1]], units=("mm",) * 3)
+    back, _, _ = carry_layer(point, registration, 1, placement=placement)
+    assert np.allclose(back[0][::-1], middle, atol=0.1)
+    onto, _, _ = carry_layer(
+        Points([middle[::-1]], units=("mm",) * 3),
+        registration,
+        1,
+        to_moving=True,
+        placement=placement,
+    )
+    assert np.allclose(onto[0][::-1], there, atol=1e-6)
+    fixed, placed = layer_options(pair.fixed, role="fixed")
+    _, options, _ = carry_layer(
+        Image(fixed, **placed), registration, 1, to_moving=True, placement=placement
+    )
+    assert np.allclose(options["affine"][:3, 3], shift[::-1])

@@ -493,7 +493,7 @@ def test_how_far_each_expert_moved_a_region_is_told_beside_chance(
     shown = found.moved[
         found.loads[view.table.chosen()].gate, found.loads[view.table.chosen()].region
     ]
-    assert f"Moved by {shown.mean:.2f} mm" in said and "by chance" in said
+    assert f"added {shown.mean:.2f} mm along z" in said and "by chance" in said
     rows = regions.table_of(found)
     assert sum(rows[0][f"moved_mm_{n}"] for n in range(3)) == pytest.approx(rows[0]["moved_mm"])
     view.with_movement.setChecked(False)

@@ -174,9 +174,9 @@ def describe_movement(moved: Contribution, names: Sequence[str]) -> str:
         for name, by, chance in zip(names, moved.by_expert, moved.by_chance, strict=True)
     )
     return (
-        f" Moved by {moved.mean:.2f} mm on average (without sign, along"
-        f" {moved.gate.direction} of this layer), of which mm by expert (by chance, if the same"
-        f" choices lay anywhere in the region): {parts}."
+        f" In the network's last pass this layer added {moved.mean:.2f} mm along"
+        f" {moved.gate.direction} (mean without sign, before integration), of which by expert (by"
+        f" chance, if the same choices lay anywhere in the region): {parts}."
     )
 
 
@@ -406,8 +406,8 @@ class RegionView(Section):
         )
         self.with_movement = QCheckBox("Movement by expert, mm")
         self.with_movement.setToolTip(
-            "Split the movement of each region (residuals of Eq. 6) by the experts that made it,"
-            " for gates of the decoder. Runs the network again; takes seconds"
+            "Split what the gates of the decoder add in each region (residuals of Eq. 6, last pass)"
+            " by the experts that made it. Runs the network again; takes seconds"
         )
         self.table, self.bars = RegionTable(), BarChart(height=120, fill=0.72, widest=34)
         self.buttons = TableButtons(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,17 +20,20 @@ from napari_shmoareg.plugin.placement import (
     KEY,
     UNITS,
     layer_options,
+    placement_of,
     points_of,
     to_viewer,
+    volume_before,
     volume_of,
 )
 from napari_shmoareg.plugin.registrations import open_registrations
+from napari_shmoareg.plugin.showing import layer_of
 
 if TYPE_CHECKING:
     from napari import Viewer
     from napari.layers import Layer
 
-    from napari_shmoareg.geometry import Volume
+    from napari_shmoareg.geometry import Grid, Volume
     from napari_shmoareg.registration.register import Registration
 
 
@@ -42,11 +46,17 @@ TIP = (
 PROBED = (
     12  # points per axis of the target grid that are looked up to see whether anything overlaps
 )
+Map = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 LayerData = tuple[NDArray, dict[str, Any], str]
 
 
 def carry_layer(
-    layer: Layer, registration: Registration, number: int, *, to_moving: bool = False
+    layer: Layer,
+    registration: Registration,
+    number: int,
+    *,
+    to_moving: bool = False,
+    placement: NDArray[np.float64] | None = None,
 ) -> LayerData:
     """Carry a layer from the space of the moving image to that of the fixed one, or back.
 
@@ -58,6 +68,9 @@ def carry_layer(
     number : int
         Number of the registration in its viewer.
     to_moving : bool
+    placement : (4, 4) array or None
+        Where the moving image was moved in the viewer (`placement_of`): what belongs to it lies
+        there too, whereas the transform refers to the world of its file.
 
     Returns
     -------
@@ -71,24 +84,34 @@ def carry_layer(
     NoOverlapError
         If nothing of it would be left.
     """
-    from napari_shmoareg.geometry import warp_volume
+    from napari_shmoareg.geometry import apply_affine, warp_volume
 
     transform, pair = registration.transform, registration.pair
     name = f"#{number} {layer.name}, {TO_MOVING if to_moving else TO_FIXED}"
     about: dict[str, Any] = {"registration": registration, "number": number, "role": "carried"}
+    moved_by = np.eye(4) if placement is None else placement
     if layer._type_string == "points":
         points = points_of(layer)
-        moved = transform.map_points(points) if to_moving else transform.inverse_points(points)
+        if to_moving:
+            moved = apply_affine(moved_by, transform.map_points(points))
+        else:
+            moved = transform.inverse_points(apply_affine(np.linalg.inv(moved_by), points))
         options: dict[str, Any] = {"name": name, "units": UNITS, "axis_labels": AXES, "ndim": 3}
         options |= {"features": layer.features, "symbol": "cross", "metadata": {KEY: about}}
-        options["size"] = float(np.ptp(pair.fixed.grid.corners(), axis=0).max()) / 40
+        target = (pair.moving if to_moving else pair.fixed).grid
+        options["size"] = float(np.ptp(target.corners(), axis=0).max()) / 40
         return to_viewer(moved), options, "points"
-    volume, target = volume_of(layer), (pair.moving if to_moving else pair.fixed).grid
-    points_of_target = transform.inverse_points if to_moving else transform.map_points
-    _check_overlap(volume, target, points_of_target, layer.name, to_moving)
+    volume = volume_of(layer) if to_moving else volume_before(layer, placement)
+    target = (pair.moving if to_moving else pair.fixed).grid
+    ways = transform.map_points, transform.inverse_points  # from fixed to moving, and back
+    _check_overlap(volume, target, ways[::-1] if to_moving else ways, layer.name, to_moving)
     carried = warp_volume(volume, target, transform, inverse=to_moving)
     data, options = layer_options(carried, **about)
     options["name"] = name
+    if to_moving and placement is not None:
+        affine = np.eye(4)
+        affine[:3, :3], affine[:3, 3] = placement[2::-1, 2::-1], placement[2::-1, 3]
+        options["affine"] = affine
     if volume.is_labels:
         return data, options | {"opacity": 0.8, "features": layer.features}, "labels"
     kept = {"colormap": layer.colormap.name, "contrast_limits": tuple(layer.contrast_limits)}
@@ -96,19 +119,28 @@ def carry_layer(
 
 
 def _check_overlap(
-    volume: Volume, target: Any, points_of_target: Any, name: str, to_moving: bool
+    volume: Volume, target: Grid, ways: tuple[Map, Map], name: str, to_moving: bool
 ) -> None:
+    """Reject a volume that no point of the target would show; `ways` map from the target to the
+    volume and back.
+    """
     from napari_shmoareg.geometry import inside
-    from napari_shmoareg.geometry.resample import apply_affine
 
-    steps = [np.linspace(0, n - 1, min(n, PROBED)) for n in target.shape]
-    probed = apply_affine(target.affine, np.stack(np.meshgrid(*steps, indexing="ij"), -1))
-    if not inside(volume.grid, points_of_target(probed)).any():
+    if not any(
+        inside(there, way(_lattice(here))).any()
+        for here, there, way in zip((target, volume.grid), (volume.grid, target), ways, strict=True)
+    ):
         here, other = ("fixed", TO_FIXED) if to_moving else ("moving", TO_MOVING)
         raise NoOverlapError(
             f"Nothing of '{name}' would be left: it does not lie where the {here} image of the"
             f" registration lies. If it belongs to the other image, choose '{other}'."
         )
+
+
+def _lattice(grid: Grid) -> NDArray[np.float64]:
+    """Points (n, n, n, 3) spread over a grid, mm RAS."""
+    steps = [np.linspace(0, n - 1, min(n, PROBED)) for n in grid.shape]
+    return grid.to_world(np.stack(np.meshgrid(*steps, indexing="ij"), -1))
 
 
 class ApplyBox(QWidget):
@@ -162,13 +194,17 @@ class ApplyBox(QWidget):
             return
         viewer, layer = self._viewer(), self.layer.layer
         registration = None if viewer is None else open_registrations(viewer).get(self._number)
-        if layer is None or registration is None:
+        if viewer is None or layer is None or registration is None:
             return
         number, to_moving = self._number, bool(self.direction.currentData())
+        moving = layer_of(viewer, registration, number, "moving")
+        placement = None if moving is None else placement_of(moving)
 
         def work(report: Report) -> LayerData:
             report(f"transforming {layer.name}", 0.0)
-            return carry_layer(layer, registration, number, to_moving=to_moving)
+            return carry_layer(
+                layer, registration, number, to_moving=to_moving, placement=placement
+            )
 
         self.task.start(work)
         self._show(f"Transforming {layer.name} …")

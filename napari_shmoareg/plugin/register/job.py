@@ -20,7 +20,7 @@ from napari_shmoareg.errors import InputError
 from napari_shmoareg.geometry import Grid, Volume, VolumePair
 from napari_shmoareg.plugin.controls.errors import explain
 from napari_shmoareg.plugin.controls.tasks import Report, preload, single_shot
-from napari_shmoareg.plugin.placement import placement_of, tag, volume_of
+from napari_shmoareg.plugin.placement import placement_of, tag, volume_before, volume_of
 from napari_shmoareg.plugin.registrations import (
     layers_of_registration,
     next_number,
@@ -210,28 +210,30 @@ def _read(
     volumes = {role: volume_of(layer) for role, layer in layers.items() if role != "moving"}
     volumes["moving"] = volume_of(layers["moving"], as_placed=False)
     if placement is not None and "moving_labels" in layers:
-        volumes["moving_labels"] = _labels_of_moved(layers["moving_labels"], placement)
+        volumes["moving_labels"] = volume_before(layers["moving_labels"], placement)
     notes: list[str] = []
+    fixed_placement = placement_of(layers["fixed"])
+    if fixed_placement is not None:
+        for role in ("fixed_labels", "fixed_mask"):
+            if role in layers and placement_of(layers[role]) is None:  # as filed, so moved along
+                own = volumes[role]
+                grid = Grid(own.grid.shape, fixed_placement @ own.grid.affine)
+                volumes[role] = replace(own, grid=grid)
+        notes.append(
+            f"The fixed image '{layers['fixed'].name}' was moved in the viewer: the result and its"
+            " transform refer to where it lies there, not to its file. To place an image by hand,"
+            " move the moving one."
+        )
     inputs: dict[str, Volume] = dict(volumes)
     for role in ("moving_labels", "fixed_labels", "fixed_mask"):
         labels, image = volumes.get(role), volumes[role.split("_")[0]]
         if labels is not None and not labels.grid.same_space(image.grid):
             inputs[role] = resample(labels, image.grid)
             notes.append(
-                f"The labels '{labels.name}' are on another grid than their image '{image.name}':"
-                " they were resampled to it by nearest neighbour."
+                f"'{labels.name}' is on another grid than its image '{image.name}': it"
+                " was resampled to it by nearest neighbour."
             )
     return VolumePair(**inputs), placement, notes
-
-
-def _labels_of_moved(layer: Layer, placement: NDArray[np.float64]) -> Volume:
-    """Return the labels of a moved image in its own world; they may not have been moved with it."""
-    own = placement_of(layer)
-    if tag(layer, "volume") is not None and (own is None or np.allclose(own, placement)):
-        return volume_of(layer, as_placed=False)
-    labels = volume_of(layer)
-    grid = Grid(labels.grid.shape, np.linalg.inv(placement) @ labels.grid.affine)
-    return replace(labels, grid=grid)
 
 
 def _cuda_memory() -> int:
