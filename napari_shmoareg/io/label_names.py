@@ -257,8 +257,7 @@ def _text_entry(line: str, colour: int) -> tuple[str, str] | None:
     numbers = _trailing_numbers(words)  # after the name: the colour, with or without opacity
     if numbers == len(words) - 1 and _NUMBER.fullmatch(words[0]):
         return None
-    if numbers < len(words) - 1:  # a name of several words may end with a number
-        numbers = min(numbers, colour)
+    numbers = min(numbers, colour)  # a name of several words may end with a number
     return number, " ".join(words[: len(words) - numbers] if numbers >= 3 else words)
 
 
