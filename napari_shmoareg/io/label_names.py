@@ -219,7 +219,7 @@ def _text_entries(path: Path) -> Entries:
     lines = {count: line.strip() for count, line in enumerate(text.splitlines(), start=1)}
     lines = {n: line for n, line in lines.items() if line and not line.startswith(("#", "//", "%"))}
     ends = [_trailing_numbers(line.split()[1:]) for line in lines.values()]
-    colour = min((count for count in ends if count), default=0)  # 3, or 4 with opacity
+    colour = min((count for count in ends if count >= 3), default=4)  # 3, or 4 with opacity
     for count, line in lines.items():
         entry = _text_entry(line, min(colour, 4))
         if entry is None:
