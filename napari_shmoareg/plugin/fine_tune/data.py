@@ -377,8 +377,8 @@ class DataView(QWidget):
 
     def offer_labels(self) -> None:
         """Propose the loss of the labels if all checked scans have them and it is off."""
-        usable = [scan for scan in self._scans if not scan["skipped"]]
-        labelled = bool(usable) and all(scan["labels"] for scan in usable)
+        usable = [scan for scan in self._scans if not scan.get("skipped")]
+        labelled = bool(usable) and all(scan.get("labels") for scan in usable)
         self.use_labels.setVisible(labelled and self.labels_unused() and not self.checking.busy)
 
     def cancel_check(self) -> None:
