@@ -91,7 +91,7 @@ def find_label_names(path: str | Path, labels: Collection[int]) -> LabelNames:
     """Find the names of the labels of a map.
 
     In this order: a file of names with the map's own file name; ``dataset.json`` in its folder or
-    the one above, if it names all labels; a table of BIDS whose name ends the map's
+    the one above, if it names all labels or the map lies in ``labels*``; a table of BIDS whose name ends the map's
     (``dseg.tsv``), up to four folders above; the only colour table or label description in its
     folder, if it names all labels; FreeSurfer's codes, if the labels look like them
     (`freesurfer_names`).
@@ -144,9 +144,11 @@ def _files_beside(path: Path) -> Iterator[tuple[Path, bool]]:
     for file in (folder / each for each in own):
         if file.is_file():
             yield file, False
+    # labels, labelsTr and so on, as the data set's own layout has it; else it may be another map
+    of_dataset = folder.name.lower().startswith("labels")
     for file in (folder / DATASET, folder.parent / DATASET):
         if file.is_file():
-            yield file, True
+            yield file, not of_dataset
     for parent in [folder, *folder.parents][:5] if name.endswith("dseg") else ():
         for file in _entries_of(parent, lambda file: file.name.endswith("dseg.tsv")):
             if f"_{name}".endswith(f"_{stem(file)}"):
