@@ -91,10 +91,10 @@ def find_label_names(path: str | Path, labels: Collection[int]) -> LabelNames:
     """Find the names of the labels of a map.
 
     In this order: a file of names with the map's own file name; ``dataset.json`` in its folder or
-    the one above, if it names all labels or the map lies in ``labels*``; a table of BIDS whose name ends the map's
-    (``dseg.tsv``), up to four folders above; the only colour table or label description in its
-    folder, if it names all labels; FreeSurfer's codes, if the labels look like them
-    (`freesurfer_names`).
+    the one above, if it names all labels or the map lies in ``labels*``; a table of BIDS whose
+    name ends the map's (``dseg.tsv``), up to four folders above; the only colour table or label
+    description in its folder, if it names all labels; FreeSurfer's codes, if the labels look like
+    them (`freesurfer_names`).
 
     Parameters
     ----------
