@@ -133,7 +133,7 @@ def _importance(card: Mapping[str, Any] | None) -> str:
 
 
 def _favourite(registration: Registration, kernels: Sequence[str]) -> str:
-    """The kernel that most cells with content chose at the finest resolution."""
+    """The kernel that is chosen most at the finest resolution, over cells with content."""
     maps = expert_maps(registration)
     finest = [one for one in maps if one.stride == min(each.stride for each in maps)]
     inside = content_cells(registration, finest[0].stride)
@@ -143,4 +143,4 @@ def _favourite(registration: Registration, kernels: Sequence[str]) -> str:
         f"{one.gate.direction} {100 * share:.0f} %"
         for one, share in zip(finest, shares[:, most], strict=True)
     )
-    return f"{kernels[most]} in most cells without air ({along})"
+    return f"{kernels[most]} is chosen most, on average ({along} of the cells without air)"

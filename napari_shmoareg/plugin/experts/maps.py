@@ -87,6 +87,7 @@ class MapSection(Section):
         self.on.toggled.connect(self._switch)
         self.opacity = QSlider(Qt.Orientation.Horizontal)
         self.opacity.setRange(5, 100)
+        self.opacity.setValue(70)  # until there is a layer
         self.opacity.setToolTip(f"Opacity of the {name}")
         self.opacity.valueChanged.connect(self._set_opacity)
         self.ramp, self.message, self.controls = Ramp(), QLabel(), QWidget()
