@@ -118,11 +118,14 @@ def add_layers(viewer: Viewer, layers: list[LayerData]) -> list[Layer]:
     from napari.layers import Layer
 
     from napari_shmoareg.plugin.viewer import set_up_viewer
+    from napari_shmoareg.plugin.viewer_state import keep_view
 
     viewer = unwrap(viewer)
     set_up_viewer(viewer)
     before = viewer.layers.selection.active
-    added = [viewer.add_layer(Layer.create(data, options, kind)) for data, options, kind in layers]
+    with keep_view(viewer):
+        made = [Layer.create(data, options, kind) for data, options, kind in layers]
+        added = [viewer.add_layer(layer) for layer in made]
     shown = [layer for layer in added if layer.visible]
     viewer.layers.selection.active = shown[-1] if shown else before
     return added

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,3 +54,17 @@ class ViewerState:
         active = None if self._active is None else self._active()
         if active in viewer.layers:
             viewer.layers.selection.active = active
+
+
+@contextmanager
+def keep_view(viewer: Viewer) -> Iterator[None]:
+    """Preserve the slice and the camera while layers are added or removed."""
+    camera = viewer.scene.camera
+    point, view = viewer.dims.point, (camera.center, camera.zoom, camera.angles)
+    empty = len(viewer.layers) == 0
+    yield
+    if not empty and len(viewer.dims.point) == len(point):
+        if viewer.dims.point != point:
+            viewer.dims.point = point
+        if (camera.center, camera.zoom, camera.angles) != view:
+            camera.center, camera.zoom, camera.angles = view

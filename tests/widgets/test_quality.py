@@ -619,10 +619,11 @@ def test_the_edge_of_a_swipe_is_drawn_where_the_images_meet(viewer, panel, compa
     corners = np.sort(to_viewer(registration.pair.fixed.grid.corners()), axis=0)
     axis, _ = shown._horizontal_axis()
     upright = edge.data[np.abs(edge.data[:, 1, axis]) < 1e-9]
-    at = upright[0, 0, axis]
+    at = upright[0, 0, axis] * edge.scale[axis] + edge.translate[axis]
     assert len(upright) == shown.layer.data.shape[viewer.dims.order[0]] and edge in viewer.layers
     assert shown.edge_at(np.where(np.arange(3) == axis, at, 0)) == pytest.approx(0.3, abs=0.03)
     assert corners[0, axis] < at < corners[-1, axis]
+    assert np.allclose(edge.scale, shown.layer.scale)  # sliders keep their steps
     compare("blend")
     assert edge not in viewer.layers
 

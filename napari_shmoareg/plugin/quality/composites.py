@@ -27,6 +27,7 @@ from napari_shmoareg.plugin.placement import (
     to_layer_geometry,
 )
 from napari_shmoareg.plugin.showing import layer_of
+from napari_shmoareg.plugin.viewer_state import keep_view
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -339,9 +340,10 @@ class Comparison:
 
     def end(self) -> None:
         """Remove the added layers."""
-        for layer in self.added:
-            if layer in self.viewer.layers:
-                self.viewer.layers.remove(layer)
+        with keep_view(self.viewer):
+            for layer in self.added:
+                if layer in self.viewer.layers:
+                    self.viewer.layers.remove(layer)
 
     @property
     def is_complete(self) -> bool:
@@ -354,7 +356,8 @@ class Comparison:
 
     def _add(self, layer: _AnyLayer) -> _AnyLayer:
         """Insert a layer directly above the fixed image."""
-        self.viewer.layers.insert(self._next, layer)
+        with keep_view(self.viewer):
+            self.viewer.layers.insert(self._next, layer)
         self._next += 1
         self.added.append(layer)
         return layer
@@ -569,10 +572,14 @@ class Composite(Comparison):
                 spacing = np.array(self._image_pair.spacing)
                 corner = self._image_pair.origin - spacing / 2
                 at = corner[axis] + edge * spacing[axis]
-                self.edge.data = swipe_lines(corner, out.shape * spacing, out.shape, shown, at)
+                lines = swipe_lines(corner, out.shape * spacing, out.shape, shown, at)
+                lines[:, 0] -= self._image_pair.origin
+                self.edge.data = lines / spacing
 
     def _edge_layer(self) -> Vectors:
-        """The layer of the edge and its handle; its lines are in mm."""
+        """The layer of the edge and its handle, in voxels of the image, so that sliders keep their
+        steps.
+        """
         from napari.layers import Vectors
 
         images = self._image_pair
@@ -580,10 +587,12 @@ class Composite(Comparison):
         return Vectors(
             np.zeros((1, 2, 3)),
             name=f"#{self.prepared.number} edge of the swipe",
+            scale=images.spacing,
+            translate=images.origin,
             units=UNITS,
             axis_labels=AXES,
             vector_style="line",
-            edge_width=float(size.max()) / EDGE_PARTS,
+            edge_width=float(size.max() / EDGE_PARTS / np.mean(images.spacing)),
             edge_color=EDGE_COLOUR,
             metadata={KEY: {"number": self.prepared.number, "role": "comparison"}},
         )

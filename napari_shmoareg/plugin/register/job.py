@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from napari_shmoareg.plugin.registrations import (
     open_registrations,
     renumbered,
 )
+from napari_shmoareg.plugin.viewer_state import keep_view
 from napari_shmoareg.registration.progress import (
     Interrupted,
     interruptible,
@@ -330,7 +331,7 @@ class LayerAdder(QObject):
             layers[:] = [
                 (data, renumbered(options, self._number), kind) for data, options, kind in layers
             ]
-        with _keep_view(viewer):
+        with keep_view(viewer):
             self._added += map(weakref.ref, add_layers(viewer, [layers.pop(0)]))
 
     def _arrange(self, viewer: Viewer, number: int) -> None:
@@ -364,17 +365,3 @@ def _remove_added(
     for layer in [ref() for ref in added]:
         if viewer is not None and layer is not None and layer in viewer.layers:
             viewer.layers.remove(layer)
-
-
-@contextmanager
-def _keep_view(viewer: Viewer) -> Iterator[None]:
-    """Preserve the slice and the camera while a layer is added."""
-    camera = viewer.scene.camera
-    point, view = viewer.dims.point, (camera.center, camera.zoom, camera.angles)
-    empty = len(viewer.layers) == 0
-    yield
-    if not empty and len(viewer.dims.point) == len(point):
-        if viewer.dims.point != point:
-            viewer.dims.point = point
-        if (camera.center, camera.zoom, camera.angles) != view:
-            camera.center, camera.zoom, camera.angles = view
